@@ -1,0 +1,54 @@
+package idempotency
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+)
+
+// contextKey is where a context carries its exchange.
+type contextKey struct{}
+
+func fromContext(ctx context.Context) *exchange {
+	x, _ := ctx.Value(contextKey{}).(*exchange)
+	return x
+}
+
+// KeyFromContext returns, inside the handler, the client's key, unquoted. ok is
+// false where the request has none or did not pass through the middleware.
+func KeyFromContext(ctx context.Context) (key string, ok bool) {
+	x := fromContext(ctx)
+	if x == nil {
+		return "", false
+	}
+	return x.key, true
+}
+
+// derivedKeys is the namespace of the UUIDs that DeriveKey makes. To change it
+// would change every derived key, and let calls downstream happen twice.
+var derivedKeys = uuid.MustParse("b0c3a4a6-63a5-4be6-8a2b-6cbb1c8c1a3e")
+
+// DeriveKey returns, inside the handler, a key for a call downstream: to a
+// payment provider, say, that takes idempotency keys itself. It is a version 5
+// UUID (RFC 9562, section 5.5) made from the scope, the client's key and name:
+// the same on every attempt of this request and in every release, another for
+// each name. If a handler is run again after a crash, the provider sees the
+// same key again and does not act twice. It is "" where there is no key.
+func DeriveKey(ctx context.Context, name string) string {
+	x := fromContext(ctx)
+	if x == nil {
+		return ""
+	}
+	return uuid.NewSHA1(derivedKeys, []byte(x.storageKey+name)).String()
+}
+
+// NoStore says, inside the handler, that this response is not to be stored and
+// the key is to be let go of, so that a retry runs the handler again: after a
+// time-out upstream, say, before anything was done. It takes effect until the
+// handler returns, and may be called from any goroutine. Without a key it does
+// nothing.
+func NoStore(ctx context.Context) {
+	for x := fromContext(ctx); x != nil; x = x.outer {
+		x.rec.noStore.Store(true)
+	}
+}

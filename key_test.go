@@ -1,0 +1,405 @@
+package idempotency_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/idempotency-go/idempotency"
+	"github.com/stretchr/testify/require"
+)
+
+// keyTeller is a handler that tells the key that it sees, and counts its runs.
+type keyTeller struct{ runs int }
+
+func (k *keyTeller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.runs++
+	key, ok := idempotency.KeyFromContext(r.Context())
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"key": key, "ok": ok})
+}
+
+// post sends a request whose key header has these lines.
+func (k *keyTeller) post(h http.Handler, lines ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "/payments", strings.NewReader(`{"amount":"10.00"}`))
+	if len(lines) > 0 {
+		r.Header["Idempotency-Key"] = lines
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// requireKey checks that the handler ran, or was replayed, with this key.
+func requireKey(t *testing.T, w *httptest.ResponseRecorder, key string) {
+	t.Helper()
+	require.Equal(t, http.StatusOK, w.Code, w.Body)
+	var told struct {
+		Key string
+		OK  bool
+	}
+	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &told))
+	require.Equal(t, key, told.Key)
+	require.Equal(t, key != "", told.OK)
+}
+
+func TestKeySpellings(t *testing.T) {
+	long := strings.Repeat("k", 255)
+	for _, test := range []struct{ name, line, key string }{
+		{"bare", "8e03978e-40d5-43dd-bc93-6894a57f9324", "8e03978e-40d5-43dd-bc93-6894a57f9324"},
+		{"bare, one character", "k", "k"},
+		{"bare, 255 characters", long, long},
+		{"bare, with a quote inside", `a"b`, `a"b`},
+		{"bare, with a quote at its end", `a"`, `a"`},
+		{"bare, with a backslash", `a\b`, `a\b`},
+		{"bare, begins with a backslash", `\"a\"`, `\"a\"`},
+		{"bare, spaces inside", "a  b", "a  b"},
+		{"bare, with the look of parameters", "a;p=1", "a;p=1"},
+		{"bare, with a comma", "a, b", "a, b"},
+		{"bare, in single quotes", "'a'", "'a'"},
+		{"bare, lowest and highest character", "! ~", "! ~"},
+		{"bare, spaces around", "  a b  ", "a b"},
+		{"bare, tabs around", "\ta\t", "a"},
+		{"quoted", `"8e03978e"`, "8e03978e"},
+		{"quoted, one character", `"k"`, "k"},
+		{"quoted, a space", `" "`, " "},
+		{"quoted, spaces at the ends", `" a "`, " a "},
+		{"quoted, lowest and highest character", `" ~"`, " ~"},
+		{"quoted, an escaped quote", `"a\"b"`, `a"b`},
+		{"quoted, nothing but an escaped quote", `"\""`, `"`},
+		{"quoted, an escaped backslash", `"a\\b"`, `a\b`},
+		{"quoted, nothing but an escaped backslash", `"\\"`, `\`},
+		{"quoted, an escaped backslash, then an escaped quote", `"\\\""`, `\"`},
+		{"quoted, an escaped backslash before the end", `"a\\"`, `a\`},
+		{"quoted, 255 characters", `"` + long + `"`, long},
+		{"quoted, 255 escaped quotes", `"` + strings.Repeat(`\"`, 255) + `"`, strings.Repeat(`"`, 255)},
+		{"quoted, 255 escaped backslashes", `"` + strings.Repeat(`\\`, 255) + `"`, strings.Repeat(`\`, 255)},
+		{"quoted, spaces around", `  "a"  `, "a"},
+		{"quoted, tabs around", "\t\"a\"\t", "a"},
+		{"quoted, the look of parameters inside", `"a;p=1"`, "a;p=1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			teller := new(keyTeller)
+			h := idempotency.New(idempotency.NewMemory())(teller)
+			requireKey(t, teller.post(h, test.line), test.key)
+
+			// Its canonical quoted spelling names the same key.
+			quoted := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(test.key) + `"`
+			w := teller.post(h, quoted)
+			requireKey(t, w, test.key)
+			require.Equal(t, "true", w.Header().Get("Idempotent-Replayed"))
+			require.Equal(t, 1, teller.runs)
+
+			// And so does the bare one, for a key that can be spelled so.
+			if strings.Trim(test.key, " ") == test.key && test.key[0] != '"' {
+				require.Equal(t, "true", teller.post(h, test.key).Header().Get("Idempotent-Replayed"))
+				require.Equal(t, 1, teller.runs)
+			}
+		})
+	}
+}
+
+// Spellings that look alike and name other keys.
+func TestKeysToldApart(t *testing.T) {
+	teller := new(keyTeller)
+	h := idempotency.New(idempotency.NewMemory())(teller)
+	for i, line := range []string{"a", "A", `"a "`, `" a"`, `a\`, `\a`, `"\"a\""`, `"\"a"`, `a"`, "'a'", "a;p=1", "a b", "a  b"} {
+		require.Empty(t, teller.post(h, line).Header().Get("Idempotent-Replayed"), line)
+		require.Equal(t, i+1, teller.runs, line)
+	}
+}
+
+func TestMalformedKeys(t *testing.T) {
+	long := strings.Repeat("k", 255)
+	for _, test := range []struct {
+		name   string
+		lines  []string
+		reason string // a part of the detail
+	}{
+		{"empty quoted string", []string{`""`}, "1 to 255 characters"},
+		{"bare, 256 characters", []string{long + "k"}, "1 to 255 characters"},
+		{"quoted, 256 characters", []string{`"` + long + `k"`}, "1 to 255 characters"},
+		{"quoted, 256 escaped quotes", []string{`"` + strings.Repeat(`\"`, 256) + `"`}, "1 to 255 characters"},
+		{"very long", []string{strings.Repeat("k", 1<<20)}, "1 to 255 characters"},
+		{"a quote alone", []string{`"`}, "quoted string"},
+		{"unterminated", []string{`"a`}, "quoted string"},
+		{"the end is escaped", []string{`"a\"`}, "quoted string"},
+		{"nothing but an escaped end", []string{`"\"`}, "quoted string"},
+		{"a backslash before an escaped end", []string{`"\\\"`}, "quoted string"},
+		{"a quote inside", []string{`"a"b"`}, "quoted string"},
+		{"quotes inside", []string{`"""`}, "quoted string"},
+		{"two strings", []string{`"a" "b"`}, "quoted string"},
+		{"two strings, a comma", []string{`"a", "b"`}, "quoted string"},
+		{"text after the quote", []string{`"a"b`}, "quoted string"},
+		{"space and text after the quote", []string{`"a" b`}, "quoted string"},
+		{"a parameter after the quote", []string{`"a";p=1`}, "quoted string"},
+		{"a quoted parameter after the quote", []string{`"a";p="1"`}, "quoted string"},
+		{"a semicolon after the quote", []string{`"a";`}, "quoted string"},
+		{`escape \n`, []string{`"a\nb"`}, "quoted string"},
+		{`escape \x41`, []string{`"\x41"`}, "quoted string"},
+		{`escape \ and space`, []string{`"\ "`}, "quoted string"},
+		{`escape \/`, []string{`"\/"`}, "quoted string"},
+		{"0x1F", []string{"a\x1fb"}, "printable ASCII"},
+		{"0x1F, quoted", []string{"\"a\x1fb\""}, "printable ASCII"},
+		{"0x1F alone", []string{"\x1f"}, "printable ASCII"},
+		{"0x7F", []string{"a\x7f"}, "printable ASCII"},
+		{"0x7F, quoted", []string{"\"\x7f\""}, "printable ASCII"},
+		{"0x80", []string{"\x80"}, "printable ASCII"},
+		{"0xFF", []string{"\xff"}, "printable ASCII"},
+		{"NUL", []string{"\x00"}, "printable ASCII"},
+		{"a tab inside", []string{"a\tb"}, "printable ASCII"},
+		{"a tab inside the quotes", []string{"\"a\t\""}, "printable ASCII"},
+		{"a line break inside", []string{"a\r\nb"}, "printable ASCII"},
+		{"UTF-8", []string{"café"}, "printable ASCII"},
+		{"UTF-8, quoted", []string{`"café"`}, "printable ASCII"},
+		{"a no-break space before", []string{"\u00a0a"}, "printable ASCII"},
+		{"two lines", []string{"a", "b"}, "one header line"},
+		{"two lines that agree", []string{"a", "a"}, "one header line"},
+		{"two lines, bare and quoted", []string{"a", `"a"`}, "one header line"},
+		{"two lines, one of them empty", []string{"a", ""}, "one header line"},
+		{"two lines, the first of them empty", []string{"", "a"}, "one header line"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			teller := new(keyTeller)
+			var seen []idempotency.Event
+			h := idempotency.New(untouched{t}, eventsInto(&seen))(teller)
+			w := teller.post(h, test.lines...)
+			require.Equal(t, http.StatusUnprocessableEntity, w.Code)
+			require.Equal(t, "application/problem+json", w.Header().Get("Content-Type"))
+			require.Empty(t, w.Header().Get("Retry-After"), "a retry would not help")
+			require.Zero(t, teller.runs)
+			var problem struct {
+				Type, Title, Detail string
+				Status              int
+			}
+			require.NoError(t, json.Unmarshal(w.Body.Bytes(), &problem))
+			require.True(t, strings.HasSuffix(problem.Type, "#ErrKeyInvalid"), problem.Type)
+			require.Equal(t, http.StatusUnprocessableEntity, problem.Status)
+			require.Contains(t, problem.Detail, test.reason)
+			require.Len(t, seen, 1)
+			require.Equal(t, idempotency.Rejected, seen[0].Outcome)
+			require.ErrorIs(t, seen[0].Err, idempotency.ErrKeyInvalid)
+		})
+	}
+}
+
+// An absent key and an empty one are no key: the handler runs each time.
+func TestAbsentKeys(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		lines []string
+	}{
+		{"no header", nil},
+		{"empty", []string{""}},
+		{"a space", []string{" "}},
+		{"spaces and tabs", []string{" \t "}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			teller := new(keyTeller)
+			h := idempotency.New(untouched{t})(teller)
+			for range 2 {
+				requireKey(t, teller.post(h, test.lines...), "")
+			}
+			require.Equal(t, 2, teller.runs)
+
+			h = idempotency.New(untouched{t}, idempotency.WithRequired())(teller)
+			require.Equal(t, http.StatusBadRequest, teller.post(h, test.lines...).Code)
+			require.Equal(t, 2, teller.runs)
+		})
+	}
+}
+
+// untouched is a backend that must not be asked: it fails the test.
+type untouched struct{ t *testing.T }
+
+func (u untouched) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+	u.t.Error("Claim was called")
+	return idempotency.Record{}, true, nil
+}
+
+func (u untouched) Renew(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) error {
+	u.t.Error("Renew was called")
+	return nil
+}
+
+func (u untouched) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+	u.t.Error("Complete was called")
+	return nil
+}
+
+func (u untouched) Release(ctx context.Context, key string, claim idempotency.Claim) error {
+	u.t.Error("Release was called")
+	return nil
+}
+
+// eventsInto appends the events to a slice.
+func eventsInto(seen *[]idempotency.Event) idempotency.Option {
+	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { *seen = append(*seen, e) })
+}
+
+func TestUUIDv4(t *testing.T) {
+	for _, test := range []struct {
+		name, key string
+		valid     bool
+	}{
+		{"dashed", "8e03978e-40d5-43dd-bc93-6894a57f9324", true},
+		{"32 digits", "8e03978e40d543ddbc936894a57f9324", true},
+		{"upper case", "8E03978E-40D5-43DD-BC93-6894A57F9324", true},
+		{"upper case, 32 digits", "8E03978E40D543DDBC936894A57F9324", true},
+		{"mixed case", "8e03978E-40d5-43DD-bC93-6894a57F9324", true},
+		{"variant 8", "8e03978e-40d5-43dd-8c93-6894a57f9324", true},
+		{"variant 9", "8e03978e-40d5-43dd-9c93-6894a57f9324", true},
+		{"variant a", "8e03978e-40d5-43dd-ac93-6894a57f9324", true},
+		{"variant b", "8e03978e-40d5-43dd-bc93-6894a57f9324", true},
+		{"variant 0, NCS", "8e03978e-40d5-43dd-0c93-6894a57f9324", false},
+		{"variant 7, NCS", "8e03978e-40d5-43dd-7c93-6894a57f9324", false},
+		{"variant c, Microsoft", "8e03978e-40d5-43dd-cc93-6894a57f9324", false},
+		{"variant d, Microsoft", "8e03978e-40d5-43dd-dc93-6894a57f9324", false},
+		{"variant e, future", "8e03978e-40d5-43dd-ec93-6894a57f9324", false},
+		{"variant f, future", "8e03978e-40d5-43dd-fc93-6894a57f9324", false},
+		{"version 0", "8e03978e-40d5-03dd-bc93-6894a57f9324", false},
+		{"version 1", "8e03978e-40d5-13dd-bc93-6894a57f9324", false},
+		{"version 2", "8e03978e-40d5-23dd-bc93-6894a57f9324", false},
+		{"version 3", "8e03978e-40d5-33dd-bc93-6894a57f9324", false},
+		{"version 5", "8e03978e-40d5-53dd-bc93-6894a57f9324", false},
+		{"version 6", "8e03978e-40d5-63dd-bc93-6894a57f9324", false},
+		{"version 7", "018f2e4c-5b5a-7c3d-9e2f-1a2b3c4d5e6f", false},
+		{"version 8", "8e03978e-40d5-83dd-bc93-6894a57f9324", false},
+		{"version f", "8e03978e-40d5-f3dd-bc93-6894a57f9324", false},
+		{"version 1, 32 digits", "8e03978e40d513ddbc936894a57f9324", false},
+		{"variant c, 32 digits", "8e03978e40d543ddcc936894a57f9324", false},
+		{"nil UUID", "00000000-0000-0000-0000-000000000000", false},
+		{"max UUID", "ffffffff-ffff-ffff-ffff-ffffffffffff", false},
+		{"braces", "{8e03978e-40d5-43dd-bc93-6894a57f9324}", false},
+		{"braces of another kind", "(8e03978e-40d5-43dd-bc93-6894a57f9324)", false},
+		{"braces, 32 characters", "{8e03978e40d543ddbc936894a57f93}", false},
+		{"URN", "urn:uuid:8e03978e-40d5-43dd-bc93-6894a57f9324", false},
+		{"quotes", `"8e03978e-40d5-43dd-bc93-6894a57f9324"`, false},
+		{"empty", "", false},
+		{"too short, dashed", "8e03978e-40d5-43dd-bc93-6894a57f932", false},
+		{"too long, dashed", "8e03978e-40d5-43dd-bc93-6894a57f93244", false},
+		{"too short, 32 digits", "8e03978e40d543ddbc936894a57f932", false},
+		{"too long, 32 digits", "8e03978e40d543ddbc936894a57f93244", false},
+		{"36 digits", "8e03978e40d543ddbc936894a57f93240000", false},
+		{"dashes in other places", "8e03978-e40d5-43dd-bc93-6894a57f9324", false},
+		{"one dash missing, one too many", "8e03978e-40d5-43ddbc93-6894a57f-9324", false},
+		{"a dash in 32 characters", "8e03978e-40d543ddbc936894a57f932", false},
+		{"dashes in 32 characters", "8e03978e-40d5-43dd-bc93-6894a57f", false},
+		{"underscores", "8e03978e_40d5_43dd_bc93_6894a57f9324", false},
+		{"not a digit", "8e03978g-40d5-43dd-bc93-6894a57f9324", false},
+		{"not a digit at the end", "8e03978e-40d5-43dd-bc93-6894a57f932g", false},
+		{"not a digit, 32 characters", "8e03978e40d543ddbc936894a57f932g", false},
+		{"spaces", " 8e03978e40d543ddbc936894a57f9324 ", false},
+		{"some text", "payment-1", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			err := idempotency.UUIDv4(test.key)
+			if test.valid {
+				require.NoError(t, err)
+				return
+			}
+			require.Error(t, err)
+			if test.key != "" {
+				require.NotContains(t, err.Error(), test.key, "the error shows the key")
+			}
+		})
+	}
+	for range 100 {
+		id := uuid.New()
+		require.NoError(t, idempotency.UUIDv4(id.String()))
+		require.NoError(t, idempotency.UUIDv4(strings.ReplaceAll(id.String(), "-", "")))
+	}
+}
+
+// As a validator it sees the key without its quotes, and no malformed key.
+func TestUUIDv4AsValidator(t *testing.T) {
+	teller := new(keyTeller)
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithKeyValidator(idempotency.UUIDv4))(teller)
+	const id = "8e03978e-40d5-43dd-bc93-6894a57f9324"
+	requireKey(t, teller.post(h, `"`+id+`"`), id)
+	requireKey(t, teller.post(h, id), id)
+	require.Equal(t, 1, teller.runs)
+	for _, bad := range []string{"payment-1", "{" + id + "}", `"urn:uuid:` + id + `"`} {
+		w := teller.post(h, bad)
+		require.Equal(t, http.StatusUnprocessableEntity, w.Code, bad)
+		require.Contains(t, w.Body.String(), "version 4 UUID")
+		require.NotContains(t, w.Body.String(), id)
+	}
+	require.Equal(t, 1, teller.runs)
+}
+
+// The names under which stores hold records: a release that changes them loses
+// every record of the one before.
+func TestStorageKeyIsStable(t *testing.T) {
+	for _, test := range []struct{ scope, key, want string }{
+		{"", "", "r1Vw9aGBC3r3jK9LxwpmDw31HkK6-R1N5bIyjeDoPfw"},
+		{"", "8e03978e-40d5-43dd-bc93-6894a57f9324", "oK49ZPuTgQB3vd7oOX49tswqg743iFIyQZVli66j1Wc"},
+		{"tenant-1", "8e03978e-40d5-43dd-bc93-6894a57f9324", "J1aSfxOlJjwSapMoVuCjSy3V4SpaVtKBwtdMlJXDZVA"},
+		{"a", "bc", "6YvEg8xq-cz4K8I-SBoSjBKBglHZ01mntWDcq_15CdY"},
+		{"ab", "c", "KQo9qptJUmou1zUs1_XmnFUaAeFd5h_ATEP3gNcXK3E"},
+		{"", "abc", "82UuTOk4u5ll9iw8pNj2kwGmyFsehurGfikRUtPA490"},
+		{"abc", "", "w0lMoaLPjuuKEd7TFvtVuDw7u-22MTzVBBUlHl0J4S8"},
+	} {
+		t.Run(test.scope+"/"+test.key, func(t *testing.T) {
+			got := idempotency.StorageKey(test.scope, test.key)
+			require.Equal(t, test.want, got)
+
+			// By the description: SHA-256 of the scope's length (8 bytes, big
+			// endian), the scope and the key.
+			text := binary.BigEndian.AppendUint64(nil, uint64(len(test.scope)))
+			sum := sha256.Sum256(append(append(text, test.scope...), test.key...))
+			require.Equal(t, base64.RawURLEncoding.EncodeToString(sum[:]), got)
+		})
+	}
+}
+
+func TestStorageKeyTellsScopesApart(t *testing.T) {
+	texts := []string{
+		"", "a", "b", "c", "ab", "bc", "abc", "A", " ", "a ", " a", ":", "a:", ":a", "a:b", "/", "\x00", "a\x00", "\x00a", "0", "1", "1a",
+		"\x01", "\x00\x00\x00\x00\x00\x00\x00\x01", "\x00\x00\x00\x00\x00\x00\x00\x01a", `"a"`, strings.Repeat("k", 255), strings.Repeat("k", 256),
+		strings.Repeat("scope", 1000),
+	}
+	seen := make(map[string]string)
+	for _, scope := range texts {
+		for _, key := range texts {
+			pair := fmt.Sprintf("%.20q and %.20q of %d and %d bytes", scope, key, len(scope), len(key))
+			name := idempotency.StorageKey(scope, key)
+			require.Empty(t, seen[name], "one name for two: %s", pair)
+			seen[name] = pair
+			require.Regexp(t, "^[A-Za-z0-9_-]{43}$", name)
+		}
+	}
+}
+
+// Through the middleware, scope and key do not run into each other either.
+func TestScopesAreApart(t *testing.T) {
+	teller := new(keyTeller)
+	scope := func(r *http.Request) string { return r.Header.Get("Tenant") }
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithScope(scope))(teller)
+	send := func(tenant, key string) bool {
+		r := httptest.NewRequest(http.MethodPost, "/payments", strings.NewReader("{}"))
+		r.Header.Set("Tenant", tenant)
+		r.Header.Set("Idempotency-Key", key)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		requireKey(t, w, key)
+		return w.Header().Get("Idempotent-Replayed") == "true"
+	}
+	pairs := [][2]string{{"a", "bc"}, {"ab", "c"}, {"", "abc"}, {"a", "b"}, {"b", "a"}, {"a:b", "c"}, {"a", "b:c"}}
+	for _, pair := range pairs {
+		require.False(t, send(pair[0], pair[1]), pair)
+	}
+	for _, pair := range pairs {
+		require.True(t, send(pair[0], pair[1]), pair)
+	}
+	require.Equal(t, len(pairs), teller.runs)
+}

@@ -1,0 +1,331 @@
+package idempotency
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/textproto"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+)
+
+// An Option is a setting of [New]. Of two equal options the last one wins,
+// except [WithObserver], which adds. A bad value makes New panic with a text
+// that names the option.
+type Option func(*config)
+
+// config has every setting. It does not change after New.
+type config struct {
+	header    string
+	methods   []string
+	required  bool
+	validator func(key string) error
+	scope     func(*http.Request) string
+
+	fingerprintFunc func(r *http.Request, body []byte) []byte // nil is the default
+	fingerprintOff  bool
+	lease           time.Duration
+	atMostOnce      bool
+	wait            time.Duration
+	bufferLimit     int
+
+	expiry       time.Duration
+	replayHeader string
+	contentTypes []string
+	everyType    bool // "*" is among the content types
+	storeIf      func(status int, header http.Header) bool
+	headerFilter func(name string) bool
+
+	failOpen     bool
+	errorHandler func(w http.ResponseWriter, r *http.Request, err error)
+	observers    []func(ctx context.Context, e Event)
+	logger       *slog.Logger // nil is slog.Default()
+
+	// What follows from the settings.
+	hold       time.Duration // how long a claim lasts unless it is renewed
+	renewEvery time.Duration
+}
+
+// newConfig applies the options to the defaults and checks the result.
+func newConfig(opts []Option) config {
+	c := config{
+		header:       "Idempotency-Key",
+		methods:      []string{http.MethodPost, http.MethodPatch},
+		lease:        30 * time.Second,
+		bufferLimit:  1 << 20,
+		expiry:       24 * time.Hour,
+		replayHeader: "Idempotent-Replayed",
+		contentTypes: []string{mediaTypeJSON},
+		headerFilter: func(name string) bool { return name != "Set-Cookie" },
+		errorHandler: WriteError,
+	}
+	for _, opt := range opts {
+		if opt == nil {
+			panic("idempotency: New: nil option")
+		}
+		opt(&c)
+	}
+	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
+	c.hold = c.lease
+	if c.atMostOnce {
+		c.hold = c.expiry
+	}
+	c.renewEvery = c.lease
+	if c.hold > 0 {
+		c.renewEvery = min(c.lease, c.hold)
+	}
+	c.renewEvery = max(c.renewEvery/3, time.Millisecond)
+	return c
+}
+
+// must panics with the name of the option whose value is bad.
+func must(ok bool, option, problem string) {
+	if !ok {
+		panic("idempotency: " + option + ": " + problem)
+	}
+}
+
+// WithHeader sets the request header that carries the key. The default is
+// "Idempotency-Key", as in the IETF draft
+// draft-ietf-httpapi-idempotency-key-header, section 2.
+func WithHeader(name string) Option {
+	return func(c *config) {
+		must(isToken(name), "WithHeader", "malformed header name")
+		c.header = textproto.CanonicalMIMEHeaderKey(name)
+	}
+}
+
+// WithMethods sets the methods that the middleware serves, in place of the
+// default list; a request with another method passes untouched. Methods are
+// case-sensitive. The default is POST and PATCH.
+func WithMethods(methods ...string) Option {
+	return func(c *config) {
+		must(len(methods) > 0, "WithMethods", "no method")
+		for _, m := range methods {
+			must(isToken(m), "WithMethods", "malformed method")
+		}
+		c.methods = slices.Clone(methods)
+	}
+}
+
+// WithRequired refuses a request without a key, in a listed method, with 400
+// and [ErrKeyMissing]. The default is to let it pass.
+func WithRequired() Option {
+	return func(c *config) { c.required = true }
+}
+
+// WithKeyValidator adds a check of the key after the built-in ones (1 to 255
+// printable ASCII characters). A key for which f returns an error is refused
+// with 422 and [ErrKeyInvalid], and the text of the error is told to the
+// client. f is called from many goroutines. The default is none; see [UUIDv4].
+func WithKeyValidator(f func(key string) error) Option {
+	return func(c *config) {
+		must(f != nil, "WithKeyValidator", "nil function")
+		c.validator = f
+	}
+}
+
+// WithScope keeps the keys of one tenant, account or API credential apart from
+// those of another: f returns the scope of a request, and the same key in two
+// scopes is two keys. Where clients do not trust each other a scope is
+// necessary, or one could be answered with what another was told. Take it from
+// what authentication has established, never from what the client merely
+// claims. f is called from many goroutines. The default is one scope for all.
+func WithScope(f func(*http.Request) string) Option {
+	return func(c *config) {
+		must(f != nil, "WithScope", "nil function")
+		c.scope = f
+	}
+}
+
+// WithFingerprint sets what must be the same in a retry: what f returns is
+// hashed and compared, and a key that comes with another fingerprint is refused
+// with 422 and [ErrKeyReused]. body is the request's body, or as much of it as
+// [WithBufferLimit] allows; f may neither keep nor change it, and must not read
+// r.Body. f is called from many goroutines. A nil f turns the comparison off,
+// and the body is then not read before the handler reads it.
+//
+// The default is the method, the path (as the handler sees it, and as it was
+// sent), the query and the body, byte for byte.
+func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
+	return func(c *config) {
+		c.fingerprintFunc, c.fingerprintOff = f, f == nil
+	}
+}
+
+// WithLease sets how long a claim outlives its process: if the process dies,
+// a retry can run the handler again one lease later. While the handler runs the
+// claim is renewed every third of its lease, so that a lease need not be as
+// long as the slowest handler; it should be longer than the longest pause of a
+// process that goes on afterwards. The default is 30 seconds.
+func WithLease(d time.Duration) Option {
+	return func(c *config) {
+		must(d > 0, "WithLease", "duration not positive")
+		c.lease = d
+	}
+}
+
+// WithAtMostOnce never starts a handler twice for one key within the expiry,
+// for an operation that is worse done twice than not at all. A claim then lasts
+// as long as a response would, and is not freed when its process dies; a
+// response that is not stored, and a panic, leave a mark, and a retry gets 409
+// and [ErrNotReplayable]; [NoStore] alone lets go of the key. A backend that
+// evicts or loses data is the exception. Where a claim lands although the backend
+// answered with an error, and cannot be released either, the key is held for as
+// long, without a run.
+//
+// The default is to run the handler again on a retry after a crash, a panic or
+// a response that was not stored.
+func WithAtMostOnce() Option {
+	return func(c *config) { c.atMostOnce = true }
+}
+
+// WithWait lets a duplicate of an outstanding request wait for up to d, or until
+// its client leaves, for the first one's response. If the first lets go of its
+// claim, the duplicate runs the handler. The default is 0: it gets 409 and
+// [ErrOutstanding] at once.
+func WithWait(d time.Duration) Option {
+	return func(c *config) {
+		must(d >= 0, "WithWait", "negative duration")
+		c.wait = d
+	}
+}
+
+// WithBufferLimit sets how many bytes of a request's body, and of a response's,
+// are held in memory. A longer request body is compared by its first n bytes
+// and its declared length, and reaches the handler whole all the same; a longer
+// response is not stored, and streams to the client. The default is 1 MiB.
+func WithBufferLimit(n int) Option {
+	return func(c *config) {
+		must(n >= 0, "WithBufferLimit", "negative limit")
+		c.bufferLimit = n
+	}
+}
+
+// WithExpiry sets how long a response is stored and a retry is answered with
+// it; 0 is for ever. The default is 24 hours.
+func WithExpiry(d time.Duration) Option {
+	return func(c *config) {
+		must(d >= 0, "WithExpiry", "negative duration")
+		c.expiry = d
+	}
+}
+
+// WithReplayHeader sets the response header that marks a replay; its value is
+// "true". The default is "Idempotent-Replayed".
+func WithReplayHeader(name string) Option {
+	return func(c *config) {
+		must(isToken(name), "WithReplayHeader", "malformed header name")
+		c.replayHeader = textproto.CanonicalMIMEHeaderKey(name)
+	}
+}
+
+// WithContentTypes sets the media types whose responses are stored, in place of
+// the default list, without parameters, as in "application/problem+json". A
+// type that is JSON (application/json, or one that ends in "+json") is stored
+// with a valid JSON body only. "*" stores every response, whatever its type and
+// body, those without a body too. A response without a Content-Type counts by
+// what it begins with, as [http.DetectContentType] has it, and as JSON if it is
+// valid JSON. The default is "application/json".
+func WithContentTypes(types ...string) Option {
+	return func(c *config) {
+		must(len(types) > 0, "WithContentTypes", "no type")
+		for _, t := range types {
+			main, sub, _ := strings.Cut(t, "/")
+			plain := isToken(main) && isToken(sub) && !strings.Contains(t, "*")
+			must(t == "*" || plain, "WithContentTypes", "malformed media type (give it without parameters and wildcards)")
+		}
+		c.contentTypes = slices.Clone(types)
+		c.everyType = slices.Contains(types, "*")
+	}
+}
+
+// WithStoreIf stores only the responses for which f returns true, of those that
+// could be stored otherwise; f is asked when the handler writes its header, and
+// may neither keep nor change it. It is called from many goroutines. A response
+// that is not stored lets go of the key; with [WithAtMostOnce] it leaves a mark.
+// The default is to store every status, as Stripe does: a retry of a request
+// that failed is told how it failed.
+func WithStoreIf(f func(status int, header http.Header) bool) Option {
+	return func(c *config) {
+		must(f != nil, "WithStoreIf", "nil function")
+		c.storeIf = f
+	}
+}
+
+// WithHeaderFilter sets which response headers are stored: those for whose
+// canonical name f returns true. Never stored are Connection, Keep-Alive,
+// Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade, Date and
+// Content-Length. f is called from many goroutines. The default is all others
+// but Set-Cookie, which would hand one client's session to whoever retries.
+func WithHeaderFilter(f func(name string) bool) Option {
+	return func(c *config) {
+		must(f != nil, "WithHeaderFilter", "nil function")
+		c.headerFilter = f
+	}
+}
+
+// WithFailOpen runs the handler unprotected where the backend fails before it
+// runs: for services that would rather do something twice than not at all. It
+// cannot be had together with [WithAtMostOnce]. The default is to fail closed:
+// 503 and [ErrUnavailable].
+func WithFailOpen() Option {
+	return func(c *config) { c.failOpen = true }
+}
+
+// WithErrorHandler sets what answers a request that the middleware refuses. err
+// wraps one of this package's sentinels. f is called from many goroutines; it
+// writes the whole answer, and may delegate to [WriteError], which is the
+// default.
+func WithErrorHandler(f func(w http.ResponseWriter, r *http.Request, err error)) Option {
+	return func(c *config) {
+		must(f != nil, "WithErrorHandler", "nil function")
+		c.errorHandler = f
+	}
+}
+
+// WithObserver adds an observer: f is called once for each request with a key
+// in a listed method, and for each that [WithRequired] refuses, in the request's
+// goroutine and after its answer was written. ctx is the request's context,
+// and may have ended. f is called from many goroutines. The default is none.
+func WithObserver(f func(ctx context.Context, e Event)) Option {
+	return func(c *config) {
+		must(f != nil, "WithObserver", "nil function")
+		c.observers = append(c.observers, f)
+	}
+}
+
+// WithLogger sets where faults are logged: a backend that fails, a response that
+// was sent and could not be stored, a claim that was lost. Neither a key in
+// clear nor a body is ever logged. The default is [slog.Default].
+func WithLogger(l *slog.Logger) Option {
+	return func(c *config) {
+		must(l != nil, "WithLogger", "nil logger")
+		c.logger = l
+	}
+}
+
+// isToken reports whether s is a token of RFC 9110, section 5.6.2, which the
+// names of headers and methods are.
+func isToken(s string) bool {
+	const marks = "!#$%&'*+-.^_`|~"
+	for i := range len(s) {
+		c := s[i]
+		alphanumeric := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !alphanumeric && strings.IndexByte(marks, c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isNil reports whether v is nil, or an interface that holds a nil pointer.
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	p := reflect.ValueOf(v)
+	return p.Kind() == reflect.Pointer && p.IsNil()
+}

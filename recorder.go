@@ -1,0 +1,373 @@
+package idempotency
+
+import (
+	"bufio"
+	"encoding/json"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+const mediaTypeJSON = "application/json"
+
+// neverStored has the headers that belong to one connection or one answer
+// (RFC 9110, section 7.6.1), and the length, which is computed afresh.
+var neverStored = []string{
+	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade", "Date", "Content-Length",
+}
+
+// recorder is the ResponseWriter that a handler writes to. It holds a response
+// while that may still be stored, and streams from the moment that it is known
+// that it will not be: then it writes out what it holds and passes on the rest.
+type recorder struct {
+	w      http.ResponseWriter
+	cfg    *config
+	before http.Header // what outside had set before the handler ran
+
+	streaming bool
+	hijacked  bool
+	status    int         // 0 until the handler has written its header
+	header    http.Header // as it stood then, while the response is held
+	length    int64       // the declared length, or -1
+	begun     bool        // the body's first significant byte was seen
+	flushed   bool        // the handler has flushed what is held, first
+	flushedAt int         // when it was this long
+	implicit  bool        // the handler has not written its header
+	body      []byte
+
+	noStore atomic.Bool // see NoStore
+}
+
+var (
+	_ http.Flusher  = (*recorder)(nil)
+	_ http.Hijacker = (*recorder)(nil)
+)
+
+// Unwrap is for [http.ResponseController].
+func (rec *recorder) Unwrap() http.ResponseWriter { return rec.w }
+
+func (rec *recorder) Header() http.Header { return rec.w.Header() }
+
+func (rec *recorder) WriteHeader(status int) {
+	if rec.status != 0 || rec.hijacked {
+		if rec.streaming {
+			rec.w.WriteHeader(status) // It is too late: the one below says so.
+		}
+		return
+	}
+	informational := 100 <= status && status <= 199 && status != http.StatusSwitchingProtocols
+	invalid := status < 100 || status > 999 // The one below says so, with a panic.
+	if informational || invalid {
+		rec.w.WriteHeader(status)
+		return
+	}
+	rec.begin(status)
+}
+
+// begin takes the handler's header as it stands.
+func (rec *recorder) begin(status int) {
+	held := !rec.streaming && rec.mayStore(status) // It may panic: nothing is set before.
+	rec.status = status
+	if held {
+		rec.header = rec.Header().Clone()
+		return
+	}
+	rec.streaming = true
+	if !rec.implicit {
+		rec.w.WriteHeader(status)
+	}
+}
+
+// ensureHeader takes the header of a handler that has not written one: net/http
+// does so at the first Write or Flush, or when the handler returns.
+func (rec *recorder) ensureHeader() {
+	if rec.status == 0 && !rec.hijacked {
+		rec.implicit = true
+		rec.begin(http.StatusOK)
+	}
+}
+
+func (rec *recorder) Write(p []byte) (int, error) {
+	rec.ensureHeader()
+	if !rec.streaming && !bodyAllowed(rec.status) {
+		return 0, http.ErrBodyNotAllowed
+	}
+	if !rec.streaming && !rec.mayStoreBody(p) {
+		if err := rec.stream(); err != nil {
+			return 0, err
+		}
+	}
+	if rec.streaming {
+		return rec.w.Write(p)
+	}
+	rec.body = append(rec.body, p...)
+	return len(p), nil
+}
+
+func (rec *recorder) Flush() { _ = rec.FlushError() }
+
+// FlushError is what [http.ResponseController] calls.
+func (rec *recorder) FlushError() error {
+	rec.ensureHeader()
+	if !rec.streaming && rec.noStore.Load() {
+		if err := rec.stream(); err != nil {
+			return err
+		}
+	}
+	if !rec.streaming {
+		if !rec.flushed {
+			rec.flushed, rec.flushedAt = true, len(rec.body)
+		}
+		return nil
+	}
+	return http.NewResponseController(rec.w).Flush()
+}
+
+func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if rec.status != 0 && !rec.streaming {
+		if err := rec.stream(); err != nil {
+			return nil, nil, err
+		}
+	}
+	conn, rw, err := http.NewResponseController(rec.w).Hijack()
+	if err == nil {
+		rec.streaming, rec.hijacked = true, true
+	}
+	return conn, rw, err
+}
+
+// mayStore reports whether the response may be stored, judged by its header.
+func (rec *recorder) mayStore(status int) bool {
+	h := rec.Header()
+	rec.length = declaredLength(h)
+	// One that compression outside has set says nothing of this body.
+	encoded := len(h["Content-Encoding"]) > 0 && !slices.Equal(h["Content-Encoding"], rec.before["Content-Encoding"])
+	switch {
+	case status == http.StatusSwitchingProtocols, encoded, len(h["Trailer"]) > 0, hasTrailers(h):
+		return false
+	case !rec.cfg.everyType && h.Get("Content-Type") != "" && !rec.cfg.storesType(h.Get("Content-Type")):
+		return false
+	}
+	return rec.cfg.storeIf == nil || rec.cfg.storeIf(status, h)
+}
+
+// mayStoreBody reports whether the response may be stored with p added to it.
+func (rec *recorder) mayStoreBody(p []byte) bool {
+	n := len(rec.body) + len(p)
+	if rec.noStore.Load() || n > rec.cfg.bufferLimit || rec.length >= 0 && int64(n) > rec.length {
+		return false
+	}
+	if rec.begun || rec.cfg.everyType {
+		return true
+	}
+	i := slices.IndexFunc(p, func(c byte) bool { return c != ' ' && c != '\t' && c != '\r' && c != '\n' })
+	if i < 0 {
+		return true
+	}
+	rec.begun = true
+	beginsJSON := strings.IndexByte(`{["-0123456789tfn`, p[i]) >= 0
+	contentType := rec.header.Get("Content-Type")
+	if contentType != "" {
+		return beginsJSON || !isJSON(contentType)
+	}
+	return beginsJSON && rec.cfg.storesType(mediaTypeJSON) || rec.cfg.storesType(http.DetectContentType(p))
+}
+
+// storable reports whether the response that the handler has finished is to be
+// stored.
+func (rec *recorder) storable() bool {
+	switch {
+	case rec.streaming, rec.noStore.Load(), hasTrailers(rec.Header()):
+		return false
+	case rec.length >= 0 && rec.length != int64(len(rec.body)):
+		return false
+	case rec.cfg.everyType:
+		return true
+	}
+	contentType := rec.header.Get("Content-Type")
+	if contentType != "" {
+		return !isJSON(contentType) || json.Valid(rec.body)
+	}
+	return rec.cfg.storesType(mediaTypeJSON) && json.Valid(rec.body) ||
+		len(rec.body) > 0 && rec.cfg.storesType(http.DetectContentType(rec.body))
+}
+
+// response ends the recording: it returns what is to be stored, or nil.
+func (rec *recorder) response() *Response {
+	rec.ensureHeader()
+	if !rec.storable() {
+		return nil
+	}
+	// net/http would do the same, to the first answer only.
+	if _, typed := rec.header["Content-Type"]; !typed && len(rec.body) > 0 {
+		rec.header["Content-Type"] = []string{http.DetectContentType(rec.body)}
+	}
+	return &Response{Status: rec.status, Header: rec.storedHeader(), Body: rec.body}
+}
+
+// storedHeader returns the headers that the handler added, changed or took away.
+func (rec *recorder) storedHeader() http.Header {
+	stored := make(http.Header, len(rec.header))
+	for name, values := range rec.header {
+		if was, set := rec.before[name]; set && slices.Equal(was, values) {
+			continue
+		}
+		if rec.cfg.storesHeader(name) {
+			stored[name] = values
+		}
+	}
+	for name := range rec.before {
+		if _, kept := rec.header[name]; !kept && rec.cfg.storesHeader(name) {
+			stored[name] = nil
+		}
+	}
+	return stored
+}
+
+// send sends a response that was held to the end, stored or not.
+func (rec *recorder) send(stored bool) {
+	switch {
+	case stored:
+		setLength(rec.header, rec.status, rec.body)
+		replace(rec.Header(), rec.header)
+		rec.streaming = true
+		rec.w.WriteHeader(rec.status)
+		_ = rec.writeBody(rec.body) // The client may be gone; its retry finds the response.
+	case !rec.streaming:
+		_ = rec.stream()
+	}
+}
+
+// sentStatus returns the status code that the client was sent, or 0.
+func (rec *recorder) sentStatus() int {
+	if !rec.streaming {
+		return 0
+	}
+	return rec.status
+}
+
+// stream sends what is held, and sets the recorder to pass on what follows.
+func (rec *recorder) stream() error {
+	rec.streaming = true
+	// The handler's header goes as it stood when it was written.
+	header := rec.Header()
+	since := maps.Clone(header)
+	replace(header, rec.header)
+	defer func() {
+		// What was set since may be trailers.
+		for name, values := range since {
+			if !slices.Equal(values, rec.header[name]) {
+				header[name] = values
+			}
+		}
+	}()
+	if !rec.implicit {
+		rec.w.WriteHeader(rec.status)
+	}
+	rest := rec.body
+	if rec.flushed {
+		if err := rec.writeBody(rest[:rec.flushedAt]); err != nil {
+			return err
+		}
+		_ = http.NewResponseController(rec.w).Flush() // The handler was told that it is done.
+		rest = rest[rec.flushedAt:]
+	}
+	return rec.writeBody(rest)
+}
+
+// writeBody passes on p, if there is anything in it: an empty write is one too.
+func (rec *recorder) writeBody(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := rec.w.Write(p)
+	return err
+}
+
+func replace(dst, src http.Header) {
+	clear(dst)
+	maps.Copy(dst, src)
+}
+
+// replay answers with a stored response.
+func replay(w http.ResponseWriter, resp *Response, mark string) {
+	header := w.Header()
+	for name, values := range resp.Header {
+		header[name] = slices.Clone(values)
+	}
+	header[mark] = []string{"true"}
+	setLength(header, resp.Status, resp.Body)
+	w.WriteHeader(resp.Status)
+	if len(resp.Body) > 0 {
+		_, _ = w.Write(resp.Body) // The client may be gone; it can retry again.
+	}
+}
+
+// setLength declares the length of a body that is sent as it is.
+func setLength(h http.Header, status int, body []byte) {
+	if !bodyAllowed(status) || len(h["Content-Encoding"]) > 0 {
+		delete(h, "Content-Length")
+		return
+	}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+}
+
+// bodyAllowed reports whether a final response may have a body (RFC 9110,
+// sections 15.3.5 and 15.4.5).
+func bodyAllowed(status int) bool {
+	return status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+// declaredLength returns the Content-Length, -1 if there is none, or a length
+// that no body meets if it is malformed.
+func declaredLength(h http.Header) int64 {
+	if _, declared := h["Content-Length"]; !declared {
+		return -1
+	}
+	n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64)
+	if err != nil || n < 0 {
+		return 1<<63 - 1
+	}
+	return n
+}
+
+// hasTrailers reports whether h has trailers that were not declared.
+func hasTrailers(h http.Header) bool {
+	for name := range h {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// storesType reports whether the media type of a Content-Type is listed.
+func (c *config) storesType(contentType string) bool {
+	return slices.ContainsFunc(c.contentTypes, func(t string) bool { return strings.EqualFold(t, mediaType(contentType)) })
+}
+
+// storesHeader reports whether a response header is stored.
+func (c *config) storesHeader(name string) bool {
+	name = http.CanonicalHeaderKey(name)
+	return !slices.Contains(neverStored, name) && c.headerFilter(name)
+}
+
+// mediaType returns a Content-Type without its parameters.
+func mediaType(contentType string) string {
+	t, _, _ := strings.Cut(contentType, ";")
+	return strings.TrimSpace(t)
+}
+
+// isJSON reports whether the media type of a Content-Type is JSON, also by its
+// suffix (RFC 6839, section 3.1).
+func isJSON(contentType string) bool {
+	t := mediaType(contentType)
+	const suffix = "+json"
+	return strings.EqualFold(t, mediaTypeJSON) ||
+		len(t) > len(suffix) && strings.EqualFold(t[len(t)-len(suffix):], suffix)
+}

@@ -1,0 +1,161 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The scripts know this very claim, while it is outstanding, by the begin of its
+// record (ARGV[1], up to and with the token) and its length: the fingerprint
+// takes 32 bytes more. What else they find they leave as it is, and return.
+var (
+	// putScript sets KEYS[1] to ARGV[2] with a time to live of ARGV[3]
+	// milliseconds (0 is for ever) where it holds the claim, or nothing.
+	putScript = redis.NewScript(`
+local held = redis.call('GET', KEYS[1])
+if held and (#held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1]) then
+  return held
+end
+if ARGV[3] == '0' then
+  redis.call('SET', KEYS[1], ARGV[2])
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+return false
+`)
+	// deleteScript deletes KEYS[1] where it holds the claim.
+	deleteScript = redis.NewScript(`
+local held = redis.call('GET', KEYS[1])
+if not held or #held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then
+  return held
+end
+redis.call('DEL', KEYS[1])
+return false
+`)
+)
+
+// Redis is a [Backend] in Redis 7.0 or newer, or Valkey: one server, Sentinel
+// or Cluster. All processes that share the store and the prefix share their
+// claims and responses. It is safe for concurrent use.
+//
+// A record is one Redis key, so that every command stays in one slot. To claim,
+// replay or refuse takes one round trip, to renew, complete or release one more.
+// Times are Redis's, in whole milliseconds, rounded up.
+//
+// What Redis loses is lost here too: a claim that was acknowledged by a primary
+// and not yet replicated when it failed, or that an eviction policy dropped,
+// lets a retry run the handler again. Give the keys a database that does not
+// evict (maxmemory-policy noeviction).
+type Redis struct {
+	client redis.UniversalClient
+	prefix string
+}
+
+// RedisOption is a setting of [NewRedis].
+type RedisOption func(*Redis)
+
+// WithPrefix sets what the names of the Redis keys begin with, to share a
+// database with others. A hash tag in it ("{…}") would put all records of a
+// Cluster into one slot. The default is "idempotency:".
+func WithPrefix(p string) RedisOption {
+	return func(b *Redis) { b.prefix = p }
+}
+
+// NewRedis returns a [Backend] that keeps its records in Redis. The client
+// stays its caller's, to configure and to close; its time-outs and retries
+// decide how long a request waits for a Redis that does not answer. NewRedis
+// sends nothing. It panics if client is nil.
+func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
+	if isNil(client) {
+		panic("idempotency: NewRedis: nil client")
+	}
+	b := &Redis{client: client, prefix: "idempotency:"}
+	for _, opt := range opts {
+		if opt == nil {
+			panic("idempotency: NewRedis: nil option")
+		}
+		opt(b)
+	}
+	return b
+}
+
+// Claim implements [Backend]. It is one SET with NX and GET.
+func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.Duration) (Record, bool, error) {
+	args := []any{"set", b.prefix + key, appendClaim(nil, claim), "nx", "get", "px", milliseconds(lease)}
+	if lease == 0 {
+		args = args[:5]
+	}
+	cmd := redis.NewStringCmd(ctx, args...)
+	_ = b.client.Process(ctx, cmd) // The error is the command's.
+	raw, err := cmd.Bytes()
+	if errors.Is(err, redis.Nil) {
+		return Record{}, true, nil
+	}
+	if err != nil {
+		return Record{}, false, fmt.Errorf("idempotency: redis claim: %w", err)
+	}
+	held, err := decodeRecord(raw)
+	if err != nil {
+		return Record{}, false, err
+	}
+	if held.Response == nil && held.Claim.Token == claim.Token {
+		return Record{}, true, nil
+	}
+	return held, false, nil
+}
+
+// Renew implements [Backend].
+func (b *Redis) Renew(ctx context.Context, key string, claim Claim, lease time.Duration) error {
+	return b.put(ctx, key, claim, appendClaim(nil, claim), lease)
+}
+
+// Complete implements [Backend].
+func (b *Redis) Complete(ctx context.Context, key string, claim Claim, resp *Response, expiry time.Duration) error {
+	return b.put(ctx, key, claim, appendRecord(nil, claim, resp), expiry)
+}
+
+// put sets a key that holds claim, outstanding, or nothing.
+func (b *Redis) put(ctx context.Context, key string, claim Claim, value []byte, ttl time.Duration) error {
+	held, err := b.run(ctx, putScript, key, claim, value, milliseconds(ttl))
+	if err != nil || held == nil || held.Claim.Token == claim.Token {
+		return err
+	}
+	return ErrClaimLost
+}
+
+// Release implements [Backend].
+func (b *Redis) Release(ctx context.Context, key string, claim Claim) error {
+	_, err := b.run(ctx, deleteScript, key, claim)
+	return err
+}
+
+// run runs one of the scripts and returns the record that stood in its way, or
+// nil if none did.
+func (b *Redis) run(ctx context.Context, script *redis.Script, key string, claim Claim, args ...any) (*Record, error) {
+	args = append([]any{appendToken(nil, recordOutstanding, claim)}, args...)
+	raw, err := script.Run(ctx, b.client, []string{b.prefix + key}, args...).Text()
+	if errors.Is(err, redis.Nil) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("idempotency: redis: %w", err)
+	}
+	held, err := decodeRecord([]byte(raw))
+	if err != nil {
+		return nil, err
+	}
+	return &held, nil
+}
+
+// milliseconds rounds up, so that nothing is let go of before its time.
+func milliseconds(d time.Duration) int64 {
+	ms := d / time.Millisecond
+	if d%time.Millisecond > 0 {
+		ms++
+	}
+	return int64(ms)
+}
