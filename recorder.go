@@ -66,6 +66,7 @@ func (rec *recorder) WriteHeader(status int) {
 		rec.w.WriteHeader(status)
 		return
 	}
+	rec.implicit = false
 	rec.begin(status)
 }
 

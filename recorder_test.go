@@ -686,26 +686,30 @@ func TestNothingWritten(t *testing.T) {
 
 // TestPanicInStoreIf has a recoverer inside, which answers all the same.
 func TestPanicInStoreIf(t *testing.T) {
-	asked := 0
-	h := idempotency.New(idempotency.NewMemory(), idempotency.WithStoreIf(func(int, http.Header) bool {
-		asked++
-		if asked == 1 {
-			panic("store if")
-		}
-		return true
-	}))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			if recover() != nil {
-				jsonHeader(w)
-				w.WriteHeader(http.StatusInternalServerError)
-				io.WriteString(w, `{"error":true}`)
-			}
-		}()
-		io.WriteString(w, "{}")
-	}))
-	w := send(h, request("k", "b"))
-	require.Equal(t, http.StatusInternalServerError, w.Code)
-	require.Equal(t, `{"error":true}`, w.Body.String())
+	for contentType, body := range map[string]string{"application/json": `{"error":true}`, "text/plain": "error"} {
+		t.Run(contentType, func(t *testing.T) {
+			asked := 0
+			h := idempotency.New(idempotency.NewMemory(), idempotency.WithStoreIf(func(int, http.Header) bool {
+				asked++
+				if asked == 1 {
+					panic("store if")
+				}
+				return true
+			}))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer func() {
+					if recover() != nil {
+						w.Header().Set("Content-Type", contentType)
+						w.WriteHeader(http.StatusInternalServerError)
+						io.WriteString(w, body)
+					}
+				}()
+				io.WriteString(w, "{}")
+			}))
+			w := send(h, request("k", "b"))
+			require.Equal(t, http.StatusInternalServerError, w.Code)
+			require.Equal(t, body, w.Body.String())
+		})
+	}
 }
 
 // TestReplayIsItsOwn shows that what outside does to a replay stays there.
