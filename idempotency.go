@@ -281,10 +281,7 @@ func (x *exchange) releaseFailed() {
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		ctx, cancel := context.WithTimeout(x.detached, settleTime)
-		defer cancel()
-		// If this fails too, the claim runs out.
-		_ = guard(func() error { return x.h.backend.Release(ctx, x.storageKey, x.claim) })
+		_ = guard(x.release) // If this fails too, the claim runs out.
 	}()
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
@@ -413,9 +410,7 @@ func (x *exchange) letGo() error {
 	if x.h.atMostOnce && !x.rec.noStore.Load() {
 		return x.complete(&Response{})
 	}
-	ctx, cancel := context.WithTimeout(x.detached, settleTime)
-	defer cancel()
-	if err := x.h.backend.Release(ctx, x.storageKey, x.claim); err != nil {
+	if err := x.release(); err != nil {
 		x.h.logFault(x.detached, "claim not released", x.storageKey, err)
 		return err
 	}
@@ -423,6 +418,12 @@ func (x *exchange) letGo() error {
 		return ErrClaimLost
 	}
 	return nil
+}
+
+func (x *exchange) release() error {
+	ctx, cancel := context.WithTimeout(x.detached, settleTime)
+	defer cancel()
+	return x.h.backend.Release(ctx, x.storageKey, x.claim)
 }
 
 // logFault logs what an operator should know. The storage key is a hash.

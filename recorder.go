@@ -148,10 +148,11 @@ func (rec *recorder) mayStore(status int) bool {
 	rec.length = declaredLength(h)
 	// One that compression outside has set says nothing of this body.
 	encoded := len(h["Content-Encoding"]) > 0 && !slices.Equal(h["Content-Encoding"], rec.before["Content-Encoding"])
-	switch {
-	case status == http.StatusSwitchingProtocols, encoded, len(h["Trailer"]) > 0, hasTrailers(h):
+	if status == http.StatusSwitchingProtocols || encoded || len(h["Trailer"]) > 0 || hasTrailers(h) {
 		return false
-	case !rec.cfg.everyType && h.Get("Content-Type") != "" && !rec.cfg.storesType(h.Get("Content-Type")):
+	}
+	contentType := h.Get("Content-Type")
+	if !rec.cfg.everyType && contentType != "" && !rec.cfg.storesType(contentType) {
 		return false
 	}
 	return rec.cfg.storeIf == nil || rec.cfg.storeIf(status, h)
