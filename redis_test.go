@@ -22,6 +22,7 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/idempotency-go/idempotency"
 	"github.com/idempotency-go/idempotency/idempotencytest"
+	"github.com/idempotency-go/idempotency/internal/redistest"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
@@ -38,14 +39,14 @@ func TestRedisConformance(t *testing.T) {
 // A Redis Cluster refuses a command whose keys lie in several slots, and a
 // script that reaches for a key that it did not name.
 func TestRedisClusterConformance(t *testing.T) {
-	server := ownServer(t, "cluster-enabled yes")
+	server := redistest.Start(t, "cluster-enabled yes")
 	ctx := t.Context()
-	one := server.client(t)
+	one := server.Client(t)
 	require.NoError(t, one.ClusterAddSlotsRange(ctx, 0, 16383).Err())
 	require.Eventually(t, func() bool {
 		return strings.Contains(one.ClusterInfo(ctx).Val(), "cluster_state:ok")
 	}, time.Minute, 10*time.Millisecond)
-	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{server.addr}, Password: server.password})
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{server.Options().Addr}, Password: server.Options().Password})
 	t.Cleanup(func() { client.Close() })
 	idempotencytest.Run(t, func(t *testing.T) idempotency.Backend { return idempotency.NewRedis(client) })
 }
@@ -238,7 +239,7 @@ func requireOneKey(t *testing.T, command []string, key string) {
 
 // The server itself says which keys it sees in a command.
 func TestRedisCommandGetKeys(t *testing.T) {
-	plain := realRedis(t)
+	plain := redistest.Client(t)
 	client, wire := tapped(t, plain)
 	prefix := freshPrefix(t, plain)
 	b := idempotency.NewRedis(client, idempotency.WithPrefix(prefix))
@@ -296,7 +297,7 @@ func TestRedisScriptsForgotten(t *testing.T) {
 	}
 	t.Run("miniredis", func(t *testing.T) { test(t, miniRedis(t)) })
 	// The scripts of a server that is shared are not this test's to flush.
-	t.Run("redis", func(t *testing.T) { test(t, ownServer(t).client(t)) })
+	t.Run("redis", func(t *testing.T) { test(t, redistest.Start(t).Client(t)) })
 }
 
 func TestRedisKeyNames(t *testing.T) {
@@ -424,7 +425,7 @@ func TestRedisTimesOnTheWire(t *testing.T) {
 
 // The longest duration there is: Redis takes it.
 func TestRedisLongestTimes(t *testing.T) {
-	client := realRedis(t)
+	client := redistest.Client(t)
 	prefix := freshPrefix(t, client)
 	b := idempotency.NewRedis(client, idempotency.WithPrefix(prefix))
 	claim := idempotency.Claim{Token: "mine"}
@@ -776,7 +777,7 @@ func TestRedisGoneIsUnavailable(t *testing.T) {
 
 // A Redis without memory takes nothing new, and still lets go of what it has.
 func TestRedisOutOfMemory(t *testing.T) {
-	client := ownServer(t, "maxmemory-policy noeviction").client(t)
+	client := redistest.Start(t, "maxmemory-policy noeviction").Client(t)
 	b := idempotency.NewRedis(client)
 	ctx := t.Context()
 	mine := idempotency.Claim{Token: "mine"}

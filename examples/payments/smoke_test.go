@@ -5,9 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path"
@@ -23,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/redistest"
 )
 
 // TestProgram builds the program and uses it as a person would: as processes of
@@ -152,49 +150,10 @@ func (p *process) stop(t *testing.T) {
 // redisURL returns the Redis that the environment names, or starts one.
 func redisURL(t *testing.T) string {
 	t.Helper()
-	if url := os.Getenv("IDEMPOTENCY_TEST_REDIS"); url != "" {
+	if url := os.Getenv(redistest.Variable); url != "" {
 		return url
 	}
-	server, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("SKIPPED, NOT TESTED WITH A REAL REDIS: there is no redis-server on the PATH, and IDEMPOTENCY_TEST_REDIS is not set.")
-	}
-	// Somebody may take the port between its choice and its use, so that more
-	// than one try is made. Only this server knows the password.
-	var url string
-	for range 5 {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		port := listener.Addr().(*net.TCPAddr).Port
-		listener.Close()
-		password := rand.Text()
-		cmd := exec.Command(server, "--bind", "127.0.0.1", "--port", fmt.Sprint(port), "--requirepass", password,
-			"--save", "", "--appendonly", "no", "--dir", t.TempDir())
-		cmd.Stdout = io.Discard
-		require.NoError(t, cmd.Start())
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		url = fmt.Sprintf("redis://:%s@127.0.0.1:%d/0", password, port)
-		if answers(t, url) {
-			return url
-		}
-	}
-	require.Fail(t, "redis-server does not start")
-	return ""
-}
-
-// answers reports whether a Redis answers before long.
-func answers(t *testing.T, url string) bool {
-	client := clientOf(t, url)
-	for range 50 {
-		if client.Ping(t.Context()).Err() == nil {
-			return true
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return false
+	return redistest.Start(t).URL()
 }
 
 // cleanUp deletes what usePayments leaves in Redis, and nothing else.
