@@ -45,14 +45,14 @@ func forEachRedis(t *testing.T, test func(t *testing.T, newClient func(t *testin
 	t.Run("miniredis", func(t *testing.T) { test(t, miniRedis) })
 	t.Run("redis", func(t *testing.T) {
 		redistest.Client(t) // It skips the whole subtest where there is no Redis.
-		test(t, redistest.Client)
+		test(t, func(t *testing.T) *redis.Client { return redistest.Client(t) })
 	})
 }
 
 // freshPrefix returns a prefix that no other test uses, and deletes the keys
 // that begin with it when the test is over. Tests may run against a database
 // that has other keys in it, and leave those alone.
-func freshPrefix(t *testing.T, client *redis.Client) string {
+func freshPrefix(t testing.TB, client *redis.Client) string {
 	t.Helper()
 	prefix := "idempotency-test:" + rand.Text() + ":"
 	t.Cleanup(func() {

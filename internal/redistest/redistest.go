@@ -27,7 +27,7 @@ const Variable = "IDEMPOTENCY_TEST_REDIS"
 // Client returns a client on a real Redis: the one that the environment names,
 // or else one that is started for all tests of this process. It skips the test
 // where there is neither. It is closed when the test is over.
-func Client(t *testing.T) *redis.Client {
+func Client(t testing.TB) *redis.Client {
 	t.Helper()
 	url := os.Getenv(Variable)
 	if url == "" {
@@ -48,7 +48,7 @@ func Client(t *testing.T) *redis.Client {
 // Start starts a Redis for this test alone, with further lines for its
 // configuration, and stops it when the test is over. It skips the test where
 // there is no redis-server.
-func Start(t *testing.T, config ...string) *Server {
+func Start(t testing.TB, config ...string) *Server {
 	t.Helper()
 	requireRedisServer(t)
 	server, err := startServer(config...)
@@ -66,7 +66,7 @@ var shared struct {
 	err    error // why there is none
 }
 
-func sharedServer(t *testing.T) *Server {
+func sharedServer(t testing.TB) *Server {
 	t.Helper()
 	requireRedisServer(t)
 	shared.mu.Lock()
@@ -89,7 +89,7 @@ func Stop() {
 	}
 }
 
-func requireRedisServer(t *testing.T) {
+func requireRedisServer(t testing.TB) {
 	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skipf("SKIPPED, NOT TESTED AGAINST A REAL REDIS: the tests cannot start one on Windows. Set %s to the URL of one.", Variable)
@@ -236,7 +236,7 @@ func (s *Server) Options() *redis.Options {
 func (s *Server) URL() string { return fmt.Sprintf("redis://:%s@%s/0", s.password, s.addr) }
 
 // Client returns a client that is closed when the test is over.
-func (s *Server) Client(t *testing.T) *redis.Client {
+func (s *Server) Client(t testing.TB) *redis.Client {
 	t.Helper()
 	client := redis.NewClient(s.Options())
 	t.Cleanup(func() { client.Close() })
