@@ -4,10 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
-	"net/http"
-	"slices"
 )
 
 // recordVersion is the first byte of every record. Records outlive releases: a
@@ -24,69 +21,86 @@ const (
 // that this release does not know.
 var errRecord = errors.New("idempotency: unreadable record")
 
-// appendClaim appends the record of an outstanding request:
+// encodeClaim returns the record of an outstanding request:
 //
 //	version, 0, token, fingerprint (32 bytes)
 //
 // A text is its length as a uvarint, then its bytes.
-func appendClaim(b []byte, c Claim) []byte {
-	b = appendToken(b, recordOutstanding, c)
-	return append(b, c.Fingerprint[:]...)
+func encodeClaim(c Claim) []byte {
+	return append(encodeToken(c), c.Fingerprint[:]...)
 }
 
-// appendToken appends what every record begins with, up to and with the token.
-func appendToken(b []byte, state byte, c Claim) []byte {
-	return appendText(append(b, recordVersion, state), c.Token)
+// encodeToken returns what that begins with, up to and with the token. There is
+// room for the rest.
+func encodeToken(c Claim) []byte {
+	b := make([]byte, 0, 2+binary.MaxVarintLen16+len(c.Token)+len(c.Fingerprint))
+	return appendText(append(b, recordVersion, recordOutstanding), c.Token)
 }
 
-// appendRecord appends the record of a request that has run:
+// encodeHead returns what stands before the body in the record of a request that
+// has run:
 //
 //	version, 1, token, fingerprint, status,
 //	number of headers, for each: name, number of values, values;
 //	body
 //
 // Numbers are uvarints, names are sorted, so that equal records are equal bytes.
-func appendRecord(b []byte, c Claim, resp *Response) []byte {
-	b = appendToken(b, recordCompleted, c)
-	b = append(b, c.Fingerprint[:]...)
-	b = binary.AppendUvarint(b, uint64(resp.Status))
-	b = binary.AppendUvarint(b, uint64(len(resp.Header)))
-	for _, name := range slices.Sorted(maps.Keys(resp.Header)) {
-		b = appendText(b, name)
-		values := resp.Header[name]
+func encodeHead(c Claim, resp *response) []byte {
+	names, room := 0, 128+len(c.Token)
+	for fs := resp.header; len(fs) > 0; fs = fs[fs.first():] {
+		names++
+	}
+	for _, f := range resp.header {
+		room += 2*binary.MaxVarintLen16 + len(f.name) + len(f.value)
+	}
+	b := append(make([]byte, 0, room), recordVersion, recordCompleted)
+	b = append(appendText(b, c.Token), c.Fingerprint[:]...)
+	b = binary.AppendUvarint(b, uint64(resp.status))
+	b = binary.AppendUvarint(b, uint64(names))
+	for fs := resp.header; len(fs) > 0; fs = fs[fs.first():] {
+		b = appendText(b, fs[0].name)
+		if fs[0].empty {
+			b = binary.AppendUvarint(b, 0)
+			continue
+		}
+		values := fs[:fs.first()]
 		b = binary.AppendUvarint(b, uint64(len(values)))
-		for _, v := range values {
-			b = appendText(b, v)
+		for _, f := range values {
+			b = appendText(b, f.value)
 		}
 	}
-	return appendText(b, resp.Body)
+	return binary.AppendUvarint(b, uint64(len(resp.body)))
 }
 
-func appendText[T string | []byte](b []byte, s T) []byte {
+func appendText(b []byte, s string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s)))
 	return append(b, s...)
 }
 
-// decodeRecord reads what appendClaim or appendRecord wrote. The record's body
-// is a part of b, not a copy.
-func decodeRecord(b []byte) (Record, error) {
-	d := decoder{rest: b}
+// decodeRecord reads a record. It is given the same bytes twice, so that it
+// copies nothing: the record's texts are parts of text, its body is one of raw.
+func decodeRecord(text string, raw []byte) (record, error) {
+	d := decoder{rest: text}
 	if version := d.byte(); !d.failed && version != recordVersion {
-		return Record{}, fmt.Errorf("%w: version %d", errRecord, version)
+		return record{}, fmt.Errorf("%w: version %d", errRecord, version)
 	}
 	state := d.byte()
-	var rec Record
-	rec.Claim.Token = string(d.text())
-	copy(rec.Claim.Fingerprint[:], d.bytes(uint64(len(rec.Claim.Fingerprint))))
+	var rec record
+	rec.claim.Token = d.text()
+	copy(rec.claim.Fingerprint[:], d.bytes(len(rec.claim.Fingerprint)))
 	switch state {
 	case recordOutstanding:
 	case recordCompleted:
-		rec.Response = d.response()
+		rec.response = &response{status: d.number(math.MaxInt32), header: d.header()}
+		// What is left is the body, if its length says so too.
+		d.failed = d.number(len(d.rest)) != len(d.rest) || d.failed
+		rec.response.body = raw[len(raw)-len(d.rest) : len(raw) : len(raw)]
+		d.rest = ""
 	default:
 		d.failed = true
 	}
-	if d.failed || len(d.rest) > 0 {
-		return Record{}, fmt.Errorf("%w: %d bytes", errRecord, len(b))
+	if d.failed || d.rest != "" {
+		return record{}, fmt.Errorf("%w: %d bytes", errRecord, len(text))
 	}
 	return rec, nil
 }
@@ -94,46 +108,48 @@ func decodeRecord(b []byte) (Record, error) {
 // decoder takes one value after another from the front of rest. Once one was
 // not there whole, it has failed, and gives zero values.
 type decoder struct {
-	rest   []byte
+	rest   string
 	failed bool
 }
 
-func (d *decoder) response() *Response {
-	resp := &Response{Status: d.number(math.MaxInt32)}
-	// A header takes two bytes at the least, a value one: a number larger than
-	// that is refused before anything is allocated for it.
-	if n := d.number(len(d.rest) / 2); n > 0 {
-		resp.Header = make(http.Header, n)
-		for range n {
-			name := string(d.text())
-			values := make([]string, d.number(len(d.rest)))
-			for i := range values {
-				values[i] = string(d.text())
-			}
-			if d.failed {
-				return nil
-			}
-			resp.Header[name] = values
+func (d *decoder) header() fields {
+	// A header takes two bytes at the least: a number larger than that is
+	// refused before anything is allocated for it.
+	n := d.number(len(d.rest) / 2)
+	fs := make(fields, 0, n)
+	for ; n > 0 && !d.failed; n-- {
+		name := d.text()
+		if last := len(fs) - 1; last >= 0 && fs[last].name >= name {
+			d.failed = true // Names are sorted, and none stands twice.
+		}
+		values := d.number(len(d.rest))
+		if values == 0 {
+			fs = append(fs, field{name: name, empty: true})
+		}
+		for ; values > 0 && !d.failed; values-- {
+			fs = append(fs, field{name: name, value: d.text()})
 		}
 	}
-	resp.Body = d.text()
-	return resp
+	return fs
 }
 
 func (d *decoder) byte() byte {
-	if b := d.bytes(1); len(b) == 1 {
+	if b := d.bytes(1); b != "" {
 		return b[0]
 	}
 	return 0
 }
 
-func (d *decoder) text() []byte {
-	return d.bytes(uint64(d.number(len(d.rest))))
-}
+func (d *decoder) text() string { return d.bytes(d.number(len(d.rest))) }
 
 func (d *decoder) number(most int) int {
-	n, size := binary.Uvarint(d.rest)
-	if d.failed || size <= 0 || n > uint64(most) {
+	if d.failed {
+		return 0
+	}
+	// binary.Uvarint takes bytes: these few do not leave the stack.
+	var head [binary.MaxVarintLen64]byte
+	n, size := binary.Uvarint(head[:copy(head[:], d.rest)])
+	if size <= 0 || n > uint64(most) {
 		d.failed = true
 		return 0
 	}
@@ -141,12 +157,12 @@ func (d *decoder) number(most int) int {
 	return int(n)
 }
 
-func (d *decoder) bytes(n uint64) []byte {
-	if d.failed || n > uint64(len(d.rest)) {
+func (d *decoder) bytes(n int) string {
+	if d.failed || n > len(d.rest) {
 		d.failed = true
-		return nil
+		return ""
 	}
-	b := d.rest[:n:n]
+	b := d.rest[:n]
 	d.rest = d.rest[n:]
 	return b
 }

@@ -9,8 +9,8 @@ import (
 // contextKey is where a context carries its exchange.
 type contextKey struct{}
 
-func fromContext(ctx context.Context) *exchange {
-	x, _ := ctx.Value(contextKey{}).(*exchange)
+func fromContext(ctx context.Context) *execution {
+	x, _ := ctx.Value(contextKey{}).(*execution)
 	return x
 }
 
@@ -39,7 +39,7 @@ func DeriveKey(ctx context.Context, name string) string {
 	if x == nil {
 		return ""
 	}
-	return uuid.NewSHA1(derivedKeys, []byte(x.storageKey+name)).String()
+	return uuid.NewSHA1(derivedKeys, []byte(x.name.String()+name)).String()
 }
 
 // NoStore says, inside the handler, that this response is not to be stored and

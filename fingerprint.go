@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -14,6 +15,19 @@ import (
 // that a client cannot take memory by declaring a length.
 const firstRead = 32 << 10
 
+// mostKept is the largest buffer that is kept for another request.
+const mostKept = 64 << 10
+
+// buffers has what bodies are read into.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// keep keeps a buffer for another request. Nothing may refer to it any more.
+func keep(buffer *[]byte) {
+	if cap(*buffer) <= mostKept {
+		buffers.Put(buffer)
+	}
+}
+
 // requestBody is a body of which some was read for the fingerprint. It is read
 // from its beginning: what was read already, then the rest.
 //
@@ -21,6 +35,7 @@ const firstRead = 32 << 10
 type requestBody struct {
 	mu   sync.Mutex
 	read []byte
+	over bool // the handler has returned
 	rest io.ReadCloser
 }
 
@@ -29,8 +44,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	n := copy(p, b.read)
 	whole := len(b.read) == 0
 	b.read = b.read[n:]
+	over := b.over
 	b.mu.Unlock()
-	if whole {
+	switch {
+	case over:
+		return 0, http.ErrBodyReadAfterClose
+	case whole:
 		return b.rest.Read(p)
 	}
 	return n, nil
@@ -43,47 +62,53 @@ func (b *requestBody) Close() error {
 	return b.rest.Close()
 }
 
+// finish lets go of what was read: its buffer is needed elsewhere. A handler
+// that reads on in another goroutine learns that it is too late.
+func (b *requestBody) finish() {
+	b.mu.Lock()
+	b.read, b.over = nil, true
+	b.mu.Unlock()
+}
+
 // fingerprint returns what tells this request from another under the same key,
-// and the body for the handler to read. It holds at most the limit and one byte
-// of the body.
+// and what it read of the body, in the buffer: at most the limit and one byte.
 //
 // By default it is a SHA-256 over the method, the path, the query and the body,
 // the parts told apart by their lengths. The path counts as it was sent too: two
 // routes that http.StripPrefix makes alike are two. A body that is longer than
 // the limit counts by its first bytes and its declared length.
-func (h *handler) fingerprint(r *http.Request) (sum [sha256.Size]byte, body io.ReadCloser, err error) {
+func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size]byte, read []byte, err error) {
 	if h.fingerprintOff {
-		return sum, r.Body, nil
+		return sum, nil, nil
 	}
-	parts := make([]byte, 0, 256+bodyRoom(r, h.bufferLimit))
+	b := (*buffer)[:0]
 	if h.fingerprintFunc == nil {
-		for _, s := range []string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sentPath(r.RequestURI)} {
-			parts = binary.BigEndian.AppendUint64(parts, uint64(len(s)))
-			parts = append(parts, s...)
+		for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sentPath(r.RequestURI)} {
+			b = appendText(b, s)
 		}
-		parts = binary.BigEndian.AppendUint64(parts, 0) // The body is whole, see below.
+		b = append(b, 0) // The body is whole, see below.
 	}
-	b, err := appendBody(parts, r, h.bufferLimit)
+	parts := len(b)
+	b, err = appendBody(slices.Grow(b, bodyRoom(r, h.bufferLimit)), r, h.bufferLimit)
+	*buffer = b
 	if err != nil {
 		return sum, nil, fmt.Errorf("%w: %w", ErrBodyUnreadable, err)
 	}
-	body, read := r.Body, b[len(parts):]
-	if len(read) > 0 {
-		body = &requestBody{read: read, rest: r.Body}
+	read = b[parts:]
+	compared := read[:min(len(read), h.bufferLimit)]
+	switch {
+	case h.fingerprintFunc != nil:
+		sum = sha256.Sum256(h.fingerprintFunc(r, compared))
+	case len(compared) == len(read):
+		sum = sha256.Sum256(b)
+	default:
+		b[parts-1] = 1 // The body is cut.
+		digest := sha256.New()
+		digest.Write(b[:parts+len(compared)])
+		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(r.ContentLength))) // -1 if none is declared
+		digest.Sum(sum[:0])
 	}
-	cut := len(read) > h.bufferLimit
-	if cut {
-		read = read[:h.bufferLimit]
-	}
-	if h.fingerprintFunc != nil {
-		return sha256.Sum256(h.fingerprintFunc(r, read)), body, nil
-	}
-	if cut {
-		// The declared length is -1 where there is none: what stands here is
-		// never the 0 of a body that is whole.
-		binary.BigEndian.PutUint64(b[len(parts)-8:], uint64(r.ContentLength+2))
-	}
-	return sha256.Sum256(b[:len(parts)+len(read)]), body, nil
+	return sum, read, nil
 }
 
 // sentPath returns the path of a request's target, which may be in origin-form or
@@ -98,11 +123,11 @@ func sentPath(target string) string {
 }
 
 // bodyRoom returns how much room to make for a body at first.
-func bodyRoom(r *http.Request, limit int) int64 {
+func bodyRoom(r *http.Request, limit int) int {
 	if r.ContentLength < 0 {
 		return 512
 	}
-	return min(r.ContentLength, int64(limit), firstRead) + 1
+	return int(min(r.ContentLength, int64(limit), firstRead)) + 1
 }
 
 // appendBody reads the body of r until it ends or exceeds the limit by a byte,
@@ -125,7 +150,7 @@ func appendBody(b []byte, r *http.Request, limit int) ([]byte, error) {
 			break
 		}
 		if err != nil {
-			return nil, err
+			return b, err
 		}
 	}
 	return b, nil

@@ -986,6 +986,116 @@ func TestCompleteFails(t *testing.T) {
 	}
 }
 
+// What a backend is given while a claim is completed or released ends after 5 s,
+// in every way in which a context can be waited for.
+func TestBackendThatHangs(t *testing.T) {
+	type traceKey struct{}
+	waits := map[string]func(ctx context.Context){
+		"for Done": func(ctx context.Context) { <-ctx.Done() },
+		"for Err": func(ctx context.Context) {
+			for ctx.Err() == nil {
+				time.Sleep(time.Second)
+			}
+		},
+		"for a child": func(ctx context.Context) {
+			child, cancel := context.WithCancel(ctx)
+			defer cancel()
+			synctest.Wait()
+			goroutines := runtime.NumGoroutine()
+			another, cancelAnother := context.WithCancel(ctx)
+			defer cancelAnother()
+			if n := runtime.NumGoroutine(); n > goroutines {
+				panic("a child takes a goroutine")
+			}
+			<-child.Done()
+			<-another.Done()
+		},
+		"for the deadline": func(ctx context.Context) {
+			deadline, ok := ctx.Deadline()
+			if !ok || ctx.Err() != nil {
+				panic("no deadline, or it is over before it came")
+			}
+			time.Sleep(time.Until(deadline))
+		},
+	}
+	for verb, answer := range map[string]string{"complete": `{}`, "release": "not JSON"} {
+		for name, wait := range waits {
+			t.Run(verb+" "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					hang := func(ctx context.Context) error {
+						if ctx.Value(traceKey{}) != "trace" || ctx.Err() != nil {
+							panic("not the request's values, or it has ended")
+						}
+						wait(ctx)
+						if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+							panic("it has not ended")
+						}
+						return ctx.Err()
+					}
+					backend := &hooked{Backend: idempotency.NewMemory()}
+					if verb == "complete" {
+						backend.complete = func(ctx context.Context, _ string, _ idempotency.Claim, _ *idempotency.Response, _ time.Duration) error {
+							return hang(ctx)
+						}
+					} else {
+						backend.release = func(ctx context.Context, _ string, _ idempotency.Claim) error { return hang(ctx) }
+					}
+					h := idempotency.New(backend, quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						fmt.Fprint(w, answer)
+					}))
+					ctx, leave := context.WithCancel(context.WithValue(t.Context(), traceKey{}, "trace"))
+					leaving := time.AfterFunc(time.Second, leave)
+					defer leaving.Stop()
+					start := time.Now()
+					w := send(h, request("k", "b").WithContext(ctx))
+					require.Equal(t, 5*time.Second, time.Since(start))
+					require.Equal(t, answer, w.Body.String(), "it is sent all the same")
+				})
+			})
+		}
+	}
+}
+
+// A claim that failed for certain releases nothing, not even what has no token.
+func TestFailedClaimLeavesOthersAlone(t *testing.T) {
+	backend := idempotency.NewMemory()
+	name := idempotency.StorageKey("", "k")
+	_, claimed, err := backend.Claim(t.Context(), name, idempotency.Claim{}, time.Hour)
+	require.True(t, claimed && err == nil)
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	send(idempotency.New(backend, quiet)(&payments{}), request("k", "b").WithContext(ctx))
+	_, claimed, err = backend.Claim(t.Context(), name, idempotency.Claim{Token: "another"}, time.Hour)
+	require.False(t, claimed)
+	require.NoError(t, err)
+}
+
+// A type that embeds one of this package's backends is a backend of its own:
+// what it adds is used.
+func TestEmbeddedBackend(t *testing.T) {
+	backend := &noisy{Memory: idempotency.NewMemory()}
+	h := idempotency.New(backend)(&payments{})
+	send(h, request("k", "b"))
+	send(h, request("k", "b"))
+	require.Equal(t, []string{"claim", "complete", "claim"}, backend.calls)
+}
+
+// noisy is a Memory that notes what it is asked.
+type noisy struct {
+	*idempotency.Memory
+	calls []string
+}
+
+func (b *noisy) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+	b.calls = append(b.calls, "claim")
+	return b.Memory.Claim(ctx, key, claim, lease)
+}
+
+func (b *noisy) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+	b.calls = append(b.calls, "complete")
+	return b.Memory.Complete(ctx, key, claim, resp, expiry)
+}
+
 // TestRenewedWhileCompleteIsRetried has a lease that is shorter than the retries.
 func TestRenewedWhileCompleteIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -54,7 +54,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -90,30 +89,39 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, backend: backend, next: next}
+		return &handler{config: c, store: newStore(backend), next: next}
 	}
 }
 
 // handler is the middleware around one http.Handler.
 type handler struct {
 	config
-	backend Backend
-	next    http.Handler
+	store store
+	next  http.Handler
 }
 
-// exchange is a request on its way through the middleware, once it has a key.
+// exchange is a request with a key, on its way through the middleware.
 type exchange struct {
-	h          *handler
-	outer      *exchange // of another instance, around this one
-	key        string
-	storageKey string
-	claim      Claim
-	event      Event
+	h     *handler
+	outer *execution // of another instance, around this one
+	key   string
+	name  recordKey // of key and its scope
+	claim Claim
+	event *Event // nil where nobody observes
+}
 
-	detached context.Context // the request's values, without its end
+// execution is an exchange whose handler runs. It is the root of the handler's
+// context: the request's values, without its end.
+type execution struct {
+	exchange
+	context.Context
+
 	running  context.Context // the handler's, which ends with the claim
 	lose     context.CancelCauseFunc
 	renewal  renewal
+	settling settling
+	request  http.Request // the handler's
+	body     requestBody
 	rec      recorder
 }
 
@@ -128,23 +136,32 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	x := &exchange{h: h, outer: fromContext(r.Context()), key: key}
+	x := exchange{h: h, outer: fromContext(r.Context()), key: key}
 	if key != "" && x.servedOutside() {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	if len(h.observers) > 0 {
-		// Whatever does not return has panicked.
-		x.event = Event{Request: r, Key: key, Outcome: Panicked}
-		start := time.Now()
-		defer func() {
-			x.event.Duration = time.Since(start)
-			for _, observe := range h.observers {
-				observe(r.Context(), x.event)
-			}
-		}()
+	if len(h.observers) == 0 {
+		x.serve(w, r, keyErr)
+		return
 	}
+	// Whatever does not return has panicked.
+	x.event = &Event{Request: r, Key: key, Outcome: Panicked}
+	start := time.Now()
+	defer func() {
+		x.event.Duration = time.Since(start)
+		for _, observe := range h.observers {
+			observe(r.Context(), *x.event)
+		}
+	}()
 	x.serve(w, r, keyErr)
+}
+
+// observe notes what became of the request.
+func (x *exchange) observe(outcome Outcome, status int, err error) {
+	if x.event != nil {
+		x.event.Outcome, x.event.Status, x.event.Err = outcome, status, err
+	}
 }
 
 // servedOutside reports whether an instance around this one serves the key.
@@ -171,63 +188,65 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) {
 		x.refuse(w, r, Rejected, ErrKeyMissing)
 		return
 	}
-	x.storageKey = x.recordName(r)
-	fingerprint, body, err := h.fingerprint(r)
+	x.name = x.recordName(r)
+	buffer := buffers.Get().(*[]byte)
+	fingerprint, body, err := h.fingerprint(r, buffer)
 	if err != nil {
 		x.refuse(w, r, Rejected, err)
 		return
 	}
-	x.claim = Claim{Token: newToken(), Fingerprint: fingerprint}
+	x.claim.Fingerprint = fingerprint
 	held, claimed, err := x.take(r.Context())
+	if claimed || err != nil {
+		x.claim = held.claim
+	}
 	switch {
 	case err != nil:
 		x.unavailable(w, r, body, err)
 	case claimed:
-		x.run(w, r, body)
+		x.execution(context.WithoutCancel(r.Context())).run(w, r, body)
 	case !x.sameRequest(held):
 		x.refuse(w, r, Reused, ErrKeyReused)
-	case held.Response == nil:
+	case held.response == nil:
 		x.refuse(w, r, Outstanding, ErrOutstanding)
-	case held.Response.Status == 0:
+	case held.response.status == 0:
 		x.refuse(w, r, NotReplayable, ErrNotReplayable)
-	case held.Response.Status < 200 || held.Response.Status > 999:
-		x.unavailable(w, r, body, fmt.Errorf("%w: status %d", errRecord, held.Response.Status))
+	case held.response.status < 200 || held.response.status > 999:
+		x.unavailable(w, r, body, fmt.Errorf("%w: status %d", errRecord, held.response.status))
 	default:
-		x.event.Outcome, x.event.Status = Replayed, held.Response.Status
-		replay(w, held.Response, h.replayHeader)
+		x.observe(Replayed, held.response.status, nil)
+		replay(w, held.response, h.replayHeader)
 	}
+	keep(buffer)
 }
 
-// recordName returns the StorageKey of a request.
-func (x *exchange) recordName(r *http.Request) string {
+// recordName returns the name of the request's record.
+func (x *exchange) recordName(r *http.Request) recordKey {
 	scope := ""
 	if x.h.scope != nil {
 		scope = x.h.scope(r)
 	}
-	name := StorageKey(scope, x.key)
+	name := newRecordKey(scope, x.key)
 	for o := x.outer; o != nil; o = o.outer {
-		if o.storageKey == name {
+		if o.name == name {
 			// The same key in another header is a request of its own: in the
 			// record that the outer one holds it would wait for itself.
-			return StorageKey(x.h.header+" "+scope, x.key)
+			return newRecordKey(x.h.header+" "+scope, x.key)
 		}
 	}
 	return name
 }
 
 // sameRequest reports whether a record was made by the same request as this one.
-func (x *exchange) sameRequest(held Record) bool {
-	return x.h.fingerprintOff || held.Claim.Fingerprint == x.claim.Fingerprint
+func (x *exchange) sameRequest(held record) bool {
+	return x.h.fingerprintOff || held.claim.Fingerprint == x.claim.Fingerprint
 }
 
 // take claims the key. While another request has it outstanding, it waits as
 // long as the user allows and the client stays.
-func (x *exchange) take(ctx context.Context) (held Record, claimed bool, err error) {
-	claim := func() bool {
-		held, claimed, err = x.h.backend.Claim(ctx, x.storageKey, x.claim, x.h.hold)
-		return err != nil || claimed || held.Response != nil || !x.sameRequest(held)
-	}
-	if claim() || x.h.wait == 0 {
+func (x *exchange) take(ctx context.Context) (held record, claimed bool, err error) {
+	held, claimed, err = x.tryTake(ctx)
+	if x.h.wait == 0 || !x.mustWait(held, claimed, err) {
 		return held, claimed, err
 	}
 	wait, cancel := context.WithTimeout(ctx, x.h.wait)
@@ -235,53 +254,67 @@ func (x *exchange) take(ctx context.Context) (held Record, claimed bool, err err
 	for pause := firstLook; ; pause = min(2*pause, lastLook) {
 		// Many that wait for one do not all look at once.
 		waited := sleep(wait, pause/2+rand.N(pause))
-		if ctx.Err() != nil || claim() || !waited {
+		if ctx.Err() != nil {
+			return held, claimed, err
+		}
+		held, claimed, err = x.tryTake(ctx)
+		if !waited || !x.mustWait(held, claimed, err) {
 			return held, claimed, err
 		}
 	}
 }
 
+func (x *exchange) tryTake(ctx context.Context) (held record, claimed bool, err error) {
+	return x.h.store.claim(ctx, x.name, x.claim.Fingerprint, x.h.hold)
+}
+
+// mustWait reports whether the request is outstanding elsewhere.
+func (x *exchange) mustWait(held record, claimed bool, err error) bool {
+	return err == nil && !claimed && held.response == nil && x.sameRequest(held)
+}
+
 // refuse answers a request that the handler does not get.
 func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcome, err error) {
-	x.event.Outcome, x.event.Err = outcome, err
+	x.observe(outcome, 0, err)
 	for o := x.outer; o != nil && !o.h.atMostOnce; o = o.outer {
 		o.rec.noStore.Store(true) // A refusal is no answer for good.
 	}
-	x.rec.w, x.rec.streaming = w, true
-	x.h.errorHandler(&x.rec, r, err)
-	x.rec.ensureHeader()
-	x.event.Status = x.rec.status
+	rec := &recorder{w: w, streaming: true}
+	x.h.errorHandler(rec, r, err)
+	rec.ensureHeader()
+	x.observe(outcome, rec.status, err)
 }
 
 // unavailable answers a request whose key could not be claimed.
-func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, body io.ReadCloser, cause error) {
-	x.detached = context.WithoutCancel(r.Context())
-	x.releaseFailed()
+func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, body []byte, cause error) {
+	ctx := context.WithoutCancel(r.Context())
+	if x.claim.Token != "" { // Without one the store knows that nothing landed.
+		x.releaseFailed(ctx)
+	}
 	err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	// A client that left is not the backend's fault, and waits for no handler.
 	gone := r.Context().Err() != nil
 	if !gone {
-		x.h.logFault(x.detached, "key not claimed", x.storageKey, cause)
+		x.h.logFault(ctx, "key not claimed", x.name, cause)
 	}
 	if !x.h.failOpen || gone {
 		x.refuse(w, r, Failed, err)
 		return
 	}
-	x.event.Err = err
-	x.rec.w, x.rec.streaming = w, true
-	defer func() { x.event.Status = x.rec.status }()
-	x.next(r, context.WithValue(r.Context(), contextKey{}, x), body)
-	x.rec.ensureHeader()
-	x.event.Outcome = Unprotected
+	x.execution(r.Context()).runUnprotected(w, r, body, err)
 }
 
 // releaseFailed releases, once, a claim that failed and may have landed all the
 // same.
-func (x *exchange) releaseFailed() {
+func (x *exchange) releaseFailed(ctx context.Context) {
+	store, name, claim := x.h.store, x.name, x.claim
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		_ = guard(x.release) // If this fails too, the claim runs out.
+		ctx, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		// If this fails too, the claim runs out.
+		_ = guard(func() error { return store.release(ctx, name, claim) })
 	}()
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
@@ -302,13 +335,25 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
+// execution makes an execution of the exchange, with the values of ctx.
+func (x *exchange) execution(ctx context.Context) *execution {
+	return &execution{exchange: *x, Context: ctx}
+}
+
+// Value adds the execution itself to the values of the request.
+func (x *execution) Value(key any) any {
+	if key == (contextKey{}) {
+		return x
+	}
+	return x.Context.Value(key)
+}
+
 // run runs the handler under the claim. What is to be stored is stored first and
 // sent second; anything else lets go of the claim.
-func (x *exchange) run(w http.ResponseWriter, r *http.Request, body io.ReadCloser) {
-	x.detached = context.WithoutCancel(r.Context())
-	ctx, lose := context.WithCancelCause(context.WithValue(x.detached, contextKey{}, x))
-	x.running, x.lose = ctx, lose
-	defer lose(nil)
+func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
+	x.running, x.lose = context.WithCancelCause(x)
+	defer x.lose(nil)
+	ctx := x.running
 	if x.outer != nil {
 		defer context.AfterFunc(r.Context(), func() { x.loseWith(r.Context()) })()
 	}
@@ -319,18 +364,19 @@ func (x *exchange) run(w http.ResponseWriter, r *http.Request, body io.ReadClose
 	}
 	x.rec.w, x.rec.cfg = w, &x.h.config
 	if header := w.Header(); len(header) > 0 {
-		x.rec.before = header.Clone()
+		x.rec.before = newFields(header)
 	}
 
-	x.renewal.start(x.h.renewEvery, x.renew)
+	x.startRenewal()
 	defer x.renewal.stop()
+	defer x.settling.stop()
 	returned := false
 	defer func() {
 		// A panic is told from a return without recover, so that it goes on up
 		// with its value and its stack.
 		if !returned {
-			x.event.Outcome, x.event.Err = Panicked, x.letGo()
-			x.event.Status = x.rec.sentStatus()
+			err := x.letGo()
+			x.observe(Panicked, x.rec.sentStatus(), err)
 		}
 	}()
 	x.next(r, ctx, body)
@@ -344,16 +390,32 @@ func (x *exchange) run(w http.ResponseWriter, r *http.Request, body io.ReadClose
 		outcome = Stored
 	}
 	x.renewal.stop() // The client may take long to read.
-	x.event.Outcome, x.event.Status, x.event.Err = outcome, x.rec.status, err
+	x.observe(outcome, x.rec.status, err)
 	x.rec.send(resp != nil)
+}
+
+// runUnprotected runs the handler without a claim: cause is why there is none.
+func (x *execution) runUnprotected(w http.ResponseWriter, r *http.Request, body []byte, cause error) {
+	x.observe(Panicked, 0, cause)
+	x.rec.w, x.rec.streaming = w, true
+	outcome := Panicked
+	defer func() { x.observe(outcome, x.rec.status, cause) }()
+	x.next(r, x, body)
+	x.rec.ensureHeader()
+	outcome = Unprotected
 }
 
 // next runs the handler with a context and a body of its own. What net/http and
 // a mux inside would tell or do by the request that came, is told and done.
-func (x *exchange) next(r *http.Request, ctx context.Context, body io.ReadCloser) {
-	req := r.WithContext(ctx)
-	req.Body = body
+func (x *execution) next(r *http.Request, ctx context.Context, body []byte) {
+	x.request = *r.WithContext(ctx) // Here it takes no memory of its own.
+	req := &x.request
+	if len(body) > 0 {
+		x.body.read, x.body.rest = body, r.Body
+		req.Body = &x.body
+	}
 	defer func() {
+		x.body.finish()
 		r.Pattern = req.Pattern // For metrics outside, and for observers.
 		if req.MultipartForm != nil && r.MultipartForm == nil {
 			_ = req.MultipartForm.RemoveAll() // net/http sees to r's only.
@@ -364,26 +426,25 @@ func (x *exchange) next(r *http.Request, ctx context.Context, body io.ReadCloser
 
 // loseWith ends the handler's context where an instance around this one, whose
 // context has ended, has lost its claim.
-func (x *exchange) loseWith(outer context.Context) {
+func (x *execution) loseWith(outer context.Context) {
 	if errors.Is(context.Cause(outer), ErrClaimLost) {
 		x.lose(ErrClaimLost)
 	}
 }
 
 // complete stores a response, or the mark that there is none.
-func (x *exchange) complete(resp *Response) error {
-	ctx, cancel := context.WithTimeout(x.detached, settleTime)
-	defer cancel()
+func (x *execution) complete(resp *response) error {
+	ctx := x.settling.begin(x.Context)
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
-		err := x.h.backend.Complete(ctx, x.storageKey, x.claim, resp, x.h.expiry)
+		err := x.h.store.complete(ctx, x.name, x.claim, resp, x.h.expiry)
 		if err == nil {
 			return nil
 		}
 		final := errors.Is(err, ErrClaimLost) || errors.Is(err, ErrFull)
 		if final || !sleep(ctx, pause) {
-			x.h.logFault(x.detached, "response not stored", x.storageKey, err)
-			if x.h.atMostOnce && resp.Status != 0 && errors.Is(err, ErrFull) {
-				_ = x.complete(&Response{}) // The mark takes less room; err is what the user is told.
+			x.h.logFault(x.Context, "response not stored", x.name, err)
+			if x.h.atMostOnce && resp.status != 0 && errors.Is(err, ErrFull) {
+				_ = x.complete(&response{}) // The mark takes less room; err is what the user is told.
 			}
 			return err
 		}
@@ -404,14 +465,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // letGo ends a claim without a response: it frees the key or, where a handler
 // must not start twice, marks it.
-func (x *exchange) letGo() error {
+func (x *execution) letGo() error {
 	x.renewal.stop()
 	x.renewal.wait()
 	if x.h.atMostOnce && !x.rec.noStore.Load() {
-		return x.complete(&Response{})
+		return x.complete(&response{})
 	}
-	if err := x.release(); err != nil {
-		x.h.logFault(x.detached, "claim not released", x.storageKey, err)
+	if err := x.h.store.release(x.settling.begin(x.Context), x.name, x.claim); err != nil {
+		x.h.logFault(x.Context, "claim not released", x.name, err)
 		return err
 	}
 	if errors.Is(context.Cause(x.running), ErrClaimLost) {
@@ -420,17 +481,11 @@ func (x *exchange) letGo() error {
 	return nil
 }
 
-func (x *exchange) release() error {
-	ctx, cancel := context.WithTimeout(x.detached, settleTime)
-	defer cancel()
-	return x.h.backend.Release(ctx, x.storageKey, x.claim)
-}
-
 // logFault logs what an operator should know. The storage key is a hash.
-func (h *handler) logFault(ctx context.Context, what, storageKey string, err error) {
+func (h *handler) logFault(ctx context.Context, what string, name recordKey, err error) {
 	logger := h.logger
 	if logger == nil {
 		logger = slog.Default()
 	}
-	logger.ErrorContext(ctx, "idempotency: "+what, "error", err, "storage_key", storageKey)
+	logger.ErrorContext(ctx, "idempotency: "+what, "error", err, "storage_key", name.String())
 }

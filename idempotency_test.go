@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -436,6 +437,47 @@ func TestClosedBodyIsNotRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, resp.StatusCode)
 	resp.Body.Close()
+}
+
+// A handler that reads on after it has returned, as one inside
+// http.TimeoutHandler may, neither takes half a body for a whole one nor sees the
+// body of a later request.
+func TestBodyIsNotReadAfterTheHandler(t *testing.T) {
+	bodies := make(chan io.Reader, 1)
+	h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		first := make([]byte, 1)
+		_, err := io.ReadFull(r.Body, first)
+		require.NoError(t, err)
+		bodies <- r.Body
+	}))
+	for n := range 100 {
+		send(h, request(fmt.Sprint(n), "body"))
+		rest, err := io.ReadAll(<-bodies)
+		require.Empty(t, rest)
+		require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
+	}
+}
+
+// TestBodiesAreNotMixed is for the buffers that bodies share, one after another.
+func TestBodiesAreNotMixed(t *testing.T) {
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.Copy(w, r.Body)
+	})
+	h := idempotency.New(idempotency.NewMemory())(echo)
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for n := range 200 {
+				key := fmt.Sprintf("%d-%d", g, n)
+				body := `"` + strings.Repeat(key, 1+n) + `"`
+				for range 2 {
+					assert.Equal(t, body, send(h, request(key, body)).Body.String())
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestBodyIsClosedWhileItIsRead is for the race detector.

@@ -110,17 +110,50 @@ func UUIDv4(key string) error {
 // its prefix in front. (Where one instance stands around another and a request
 // has the same key in both their headers, the inner one uses a name of its own.)
 func StorageKey(scope, key string) string {
-	b := make([]byte, 0, 8+512)
+	return newRecordKey(scope, key).String()
+}
+
+// recordKey is a StorageKey before it is written in base64.
+type recordKey [sha256.Size]byte
+
+func newRecordKey(scope, key string) recordKey {
+	b := make([]byte, 0, 128)
 	b = binary.BigEndian.AppendUint64(b, uint64(len(scope)))
 	b = append(b, scope...)
 	b = append(b, key...)
-	sum := sha256.Sum256(b)
-	return base64.RawURLEncoding.EncodeToString(sum[:])
+	return sha256.Sum256(b)
+}
+
+// parseRecordKey returns the recordKey of a StorageKey, and for any other text
+// one that no StorageKey has.
+func parseRecordKey(text string) (k recordKey) {
+	var decoded [sha256.Size + 1]byte
+	if len(text) == storageKeyLength {
+		n, err := base64.RawURLEncoding.Strict().Decode(decoded[:], []byte(text))
+		if err == nil && n == len(k) {
+			return recordKey(decoded[:n])
+		}
+	}
+	return sha256.Sum256([]byte(text))
+}
+
+// storageKeyLength is how long a StorageKey is.
+const storageKeyLength = (sha256.Size*8 + 5) / 6
+
+func (k recordKey) String() string {
+	var room [storageKeyLength]byte
+	return string(k.append(room[:0]))
+}
+
+// append appends the StorageKey to b.
+func (k recordKey) append(b []byte) []byte {
+	return base64.RawURLEncoding.AppendEncode(b, k[:])
 }
 
 // newToken returns a random token of 128 bits, in base64.
 func newToken() string {
-	var b [16]byte
-	rand.Read(b[:]) // It never fails.
-	return base64.RawURLEncoding.EncodeToString(b[:])
+	var random [16]byte
+	rand.Read(random[:]) // It never fails.
+	var room [22]byte
+	return string(base64.RawURLEncoding.AppendEncode(room[:0], random[:]))
 }

@@ -16,17 +16,17 @@ type renewal struct {
 	running sync.WaitGroup
 }
 
-// start calls renew every interval until renew returns false or stop is called.
-func (l *renewal) start(interval time.Duration, renew func() bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.timer = time.AfterFunc(interval, func() {
-		if !l.begin() {
+// startRenewal renews the claim at intervals, until it is lost or stop is called.
+func (x *execution) startRenewal() {
+	x.renewal.mu.Lock()
+	defer x.renewal.mu.Unlock()
+	x.renewal.timer = time.AfterFunc(x.h.renewEvery, func() {
+		if !x.renewal.begin() {
 			return
 		}
-		defer l.running.Done()
-		if renew() {
-			l.again(interval)
+		defer x.renewal.running.Done()
+		if x.renew() {
+			x.renewal.again(x.h.renewEvery)
 		}
 	})
 }
@@ -52,8 +52,10 @@ func (l *renewal) again(interval time.Duration) {
 func (l *renewal) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.stopped = true
-	l.timer.Stop()
+	if !l.stopped {
+		l.stopped = true
+		l.timer.Stop()
+	}
 }
 
 // wait waits, after stop, for a renewal that is under way: it could otherwise
@@ -62,14 +64,14 @@ func (l *renewal) wait() { l.running.Wait() }
 
 // renew renews the claim once. Where another request holds it, the handler's
 // context ends.
-func (x *exchange) renew() bool {
-	ctx, cancel := context.WithTimeout(x.detached, min(x.h.renewEvery, settleTime))
+func (x *execution) renew() bool {
+	ctx, cancel := context.WithTimeout(x.Context, min(x.h.renewEvery, settleTime))
 	defer cancel()
-	err := guard(func() error { return x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.hold) })
+	err := guard(func() error { return x.h.store.renew(ctx, x.name, x.claim, x.h.hold) })
 	if err == nil {
 		return true
 	}
-	x.h.logFault(x.detached, "claim not renewed", x.storageKey, err)
+	x.h.logFault(x.Context, "claim not renewed", x.name, err)
 	if errors.Is(err, ErrClaimLost) {
 		x.lose(ErrClaimLost)
 		return false

@@ -1,12 +1,9 @@
 package idempotency
 
 import (
-	"bytes"
-	"container/heap"
 	"context"
+	"crypto/sha256"
 	"math"
-	"net/http"
-	"strings"
 	"sync"
 	"time"
 )
@@ -14,10 +11,8 @@ import (
 // What a record takes in memory beside its texts, in bytes. These are estimates:
 // the garbage collector's own share comes on top.
 const (
-	recordOverhead = 320 // its entry, and its places in the index and in a queue
-	headerOverhead = 400 // the smallest map
-	nameOverhead   = 64  // a name and its slice of values in that map
-	valueOverhead  = 16  // a string in that slice
+	recordOverhead = 260 // its entry, its place in the index, and the ends of its pieces
+	fieldOverhead  = 40  // a field of its header
 )
 
 // Memory is a [Backend] in this process's memory: for a service of one process,
@@ -33,27 +28,30 @@ type Memory struct {
 	start    time.Time // what times are counted from
 
 	mu        sync.Mutex
-	entries   map[string]*entry
+	entries   map[recordKey]*entry
 	fixed     queue // claims and marks: only time removes them
 	droppable queue // responses: room may be made of them
 }
 
-// entry is one record of a Memory. Its response is never altered, so that it
-// can be read without the lock.
+// entry is one record of a Memory. Its response is set once and never altered,
+// so that it can be read without the lock. What a replay needs comes first.
 type entry struct {
-	key    string
-	record Record
-	size   int64
-	end    int64 // nanoseconds after start
-	queue  *queue
-	index  int // in queue
+	end       int64 // nanoseconds after the Memory's start
+	completed bool  // there is a response
+	claim     Claim
+	response  response
+
+	key        recordKey
+	size       int64
+	line       *line
+	prev, next *entry // in line
 }
 
 // MemoryOption is a setting of [NewMemory].
 type MemoryOption func(*Memory)
 
 // WithMaxBytes bounds the memory that records take, in bytes: keys, headers and
-// bodies, and what holds them, about 0.8 kB for each response. The default is
+// bodies, and what holds them, about 0.4 kB for each response. The default is
 // 64 MiB.
 func WithMaxBytes(n int64) MemoryOption {
 	return func(m *Memory) { m.maxBytes = n }
@@ -61,7 +59,7 @@ func WithMaxBytes(n int64) MemoryOption {
 
 // NewMemory returns an empty [Memory]. It panics if the bound is not positive.
 func NewMemory(opts ...MemoryOption) *Memory {
-	m := &Memory{maxBytes: 64 << 20, start: time.Now(), entries: make(map[string]*entry)}
+	m := &Memory{maxBytes: 64 << 20, start: time.Now(), entries: make(map[recordKey]*entry)}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("idempotency: NewMemory: nil option")
@@ -76,53 +74,81 @@ func NewMemory(opts ...MemoryOption) *Memory {
 
 // Claim implements [Backend].
 func (m *Memory) Claim(ctx context.Context, key string, claim Claim, lease time.Duration) (Record, bool, error) {
+	held, claimed, err := m.take(ctx, parseRecordKey(key), claim, nil, lease)
+	if claimed || err != nil {
+		return Record{}, claimed, err
+	}
+	return held.export(), false, nil
+}
+
+func (m *Memory) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+	return m.take(ctx, key, Claim{Fingerprint: fingerprint}, newToken, lease)
+}
+
+// take claims for claim, whose token it makes by newToken, if that is given.
+func (m *Memory) take(ctx context.Context, key recordKey, claim Claim, newToken func() string, lease time.Duration) (record, bool, error) {
 	if err := ctx.Err(); err != nil {
-		return Record{}, false, err
+		return record{}, false, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
 	m.sweep(now)
-	if e := m.live(key, now); e != nil {
-		if e.record.Response == nil && e.record.Claim.Token == claim.Token {
-			return Record{}, true, nil
+	e := m.live(key, now)
+	if e != nil {
+		switch {
+		case e.completed:
+			return record{claim: e.claim, response: &e.response}, false, nil
+		case newToken == nil && e.claim.Token == claim.Token:
+			return record{claim: claim}, true, nil
 		}
-		return e.record, false, nil
+		return record{claim: e.claim}, false, nil
 	}
-	if !m.put(key, Record{Claim: claim}, now, lease) {
-		return Record{}, false, ErrFull
+	if newToken != nil {
+		claim.Token = newToken()
 	}
-	return Record{}, true, nil
+	if !m.put(e, key, claim, nil, now, lease) {
+		return record{}, false, ErrFull
+	}
+	return record{claim: claim}, true, nil
 }
 
 // Renew implements [Backend].
 func (m *Memory) Renew(ctx context.Context, key string, claim Claim, lease time.Duration) error {
+	return m.renew(ctx, parseRecordKey(key), claim, lease)
+}
+
+func (m *Memory) renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error {
 	return m.update(ctx, key, claim, nil, lease)
 }
 
 // Complete implements [Backend].
 func (m *Memory) Complete(ctx context.Context, key string, claim Claim, resp *Response, expiry time.Duration) error {
-	header := resp.Header.Clone()
-	return m.update(ctx, key, claim, &Response{Status: resp.Status, Header: header, Body: bytes.Clone(resp.Body)}, expiry)
+	return m.complete(ctx, parseRecordKey(key), claim, newResponse(resp), expiry)
+}
+
+func (m *Memory) complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error {
+	return m.update(ctx, key, claim, resp, expiry)
 }
 
 // update sets the record of a key that holds this very claim, or nothing.
-func (m *Memory) update(ctx context.Context, key string, claim Claim, resp *Response, d time.Duration) error {
+func (m *Memory) update(ctx context.Context, key recordKey, claim Claim, resp *response, d time.Duration) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
-	if e := m.live(key, now); e != nil {
+	e := m.live(key, now)
+	if e != nil {
 		switch {
-		case e.record.Claim.Token != claim.Token:
+		case e.claim.Token != claim.Token:
 			return ErrClaimLost
-		case e.record.Response != nil:
+		case e.completed:
 			return nil
 		}
 	}
-	if !m.put(key, Record{Claim: claim, Response: resp}, now, d) {
+	if !m.put(e, key, claim, resp, now, d) {
 		return ErrFull
 	}
 	return nil
@@ -130,19 +156,23 @@ func (m *Memory) update(ctx context.Context, key string, claim Claim, resp *Resp
 
 // Release implements [Backend].
 func (m *Memory) Release(ctx context.Context, key string, claim Claim) error {
+	return m.release(ctx, parseRecordKey(key), claim)
+}
+
+func (m *Memory) release(ctx context.Context, key recordKey, claim Claim) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if e := m.entries[key]; e != nil && e.record.Claim.Token == claim.Token && e.record.Response == nil {
+	if e := m.entries[key]; e != nil && e.claim.Token == claim.Token && !e.completed {
 		m.remove(e)
 	}
 	return nil
 }
 
 // live returns the entry of a key, or nil if there is none or its time is over.
-func (m *Memory) live(key string, now int64) *entry {
+func (m *Memory) live(key recordKey, now int64) *entry {
 	e := m.entries[key]
 	if e != nil && e.end <= now {
 		m.remove(e)
@@ -151,12 +181,11 @@ func (m *Memory) live(key string, now int64) *entry {
 	return e
 }
 
-// put makes rec the record of a key that holds an outstanding claim or nothing,
-// and reports whether there was room for it. If there was none, the key keeps
-// what it holds.
-func (m *Memory) put(key string, rec Record, now int64, d time.Duration) bool {
-	e := m.entries[key]
-	size := recordSize(key, rec)
+// put makes a claim and its response, if there is one, the record of a key whose
+// entry e is an outstanding claim or nil, and reports whether there was room for
+// it. If there was none, the key keeps what it holds.
+func (m *Memory) put(e *entry, key recordKey, claim Claim, resp *response, now int64, d time.Duration) bool {
+	size := recordSize(claim, resp)
 	growth := size
 	if e != nil {
 		growth -= e.size
@@ -166,29 +195,32 @@ func (m *Memory) put(key string, rec Record, now int64, d time.Duration) bool {
 		if !m.fixed.over(now) {
 			return false
 		}
-		m.remove(m.fixed.items[0])
+		m.remove(m.fixed.first())
 	}
 	for m.fixed.size+m.droppable.size+growth > m.maxBytes {
-		m.remove(m.droppable.items[0])
+		m.remove(m.droppable.first())
 	}
 	if e == nil {
-		e = &entry{key: strings.Clone(key)} // The key given may be a part of a longer string.
-		m.entries[e.key] = e
+		e = &entry{key: key}
+		m.entries[key] = e
 	} else {
-		e.queue.remove(e)
+		e.line.queue.remove(e)
 	}
-	e.record, e.size, e.end = rec, size, end(now, d)
-	if rec.Response == nil || rec.Response.Status == 0 {
-		m.fixed.add(e)
+	e.claim, e.size, e.end = claim, size, end(now, d)
+	if resp != nil {
+		e.response, e.completed = *resp, true
+	}
+	if resp == nil || resp.status == 0 {
+		m.fixed.add(e, d)
 	} else {
-		m.droppable.add(e)
+		m.droppable.add(e, d)
 	}
 	return true
 }
 
 func (m *Memory) remove(e *entry) {
 	delete(m.entries, e.key)
-	e.queue.remove(e)
+	e.line.queue.remove(e)
 }
 
 // sweep drops a few of the records whose time is over: more than one call of
@@ -197,7 +229,7 @@ func (m *Memory) sweep(now int64) {
 	for range 2 {
 		for _, q := range []*queue{&m.fixed, &m.droppable} {
 			if q.over(now) {
-				m.remove(q.items[0])
+				m.remove(q.first())
 			}
 		}
 	}
@@ -212,69 +244,13 @@ func end(now int64, d time.Duration) int64 {
 	return now + int64(d)
 }
 
-func recordSize(key string, rec Record) int64 {
-	n := recordOverhead + len(key) + len(rec.Claim.Token)
-	if rec.Response != nil {
-		n += len(rec.Response.Body) + headerSize(rec.Response.Header)
-	}
-	return int64(n)
-}
-
-func headerSize(h http.Header) int {
-	if len(h) == 0 {
-		return 0
-	}
-	n := headerOverhead
-	for name, values := range h {
-		n += nameOverhead + len(name)
-		for _, v := range values {
-			n += valueOverhead + len(v)
+func recordSize(claim Claim, resp *response) int64 {
+	n := recordOverhead + len(claim.Token)
+	if resp != nil {
+		n += cap(resp.body)
+		for _, f := range resp.header {
+			n += fieldOverhead + len(f.name) + len(f.value)
 		}
 	}
-	return n
-}
-
-// queue is a heap of entries, the nearest to its end first.
-type queue struct {
-	items entryHeap
-	size  int64 // the sum of the entries' sizes
-}
-
-func (q *queue) add(e *entry) {
-	e.queue = q
-	q.size += e.size
-	heap.Push(&q.items, e)
-}
-
-func (q *queue) remove(e *entry) {
-	q.size -= e.size
-	heap.Remove(&q.items, e.index)
-}
-
-// over reports whether there is an entry whose time is over.
-func (q *queue) over(now int64) bool { return len(q.items) > 0 && q.items[0].end <= now }
-
-// entryHeap implements [heap.Interface].
-type entryHeap []*entry
-
-func (h entryHeap) Len() int           { return len(h) }
-func (h entryHeap) Less(i, j int) bool { return h[i].end < h[j].end }
-
-func (h entryHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-func (h *entryHeap) Push(x any) {
-	e := x.(*entry)
-	e.index = len(*h)
-	*h = append(*h, e)
-}
-
-func (h *entryHeap) Pop() any {
-	last := len(*h) - 1
-	e := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return e
+	return int64(n)
 }

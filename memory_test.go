@@ -607,11 +607,12 @@ func TestMemoryForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProbe(t)
 		const n = 200
-		var responses []weak.Pointer[idempotency.Response]
+		var responses []weak.Pointer[byte]
+		body := strings.Repeat("x", 64) // Tiny ones would share their memory.
 		for i := range n {
 			// Every other one is a mark: they lie apart from responses.
-			p.store(key(i), 200*(i%2), "{}", time.Hour)
-			responses = append(responses, weak.Make(p.held(key(i)).Response))
+			p.store(key(i), 200*(i%2), body, time.Hour)
+			responses = append(responses, weak.Make(&p.held(key(i)).Response.Body[0]))
 		}
 		alive := func() (n int) {
 			runtime.GC()

@@ -14,31 +14,26 @@ import (
 
 const mediaTypeJSON = "application/json"
 
-// neverStored has the headers that belong to one connection or one answer
-// (RFC 9110, section 7.6.1), and the length, which is computed afresh.
-var neverStored = []string{
-	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer",
-	"Transfer-Encoding", "Upgrade", "Date", "Content-Length",
-}
-
 // recorder is the ResponseWriter that a handler writes to. It holds a response
 // while that may still be stored, and streams from the moment that it is known
 // that it will not be: then it writes out what it holds and passes on the rest.
 type recorder struct {
 	w      http.ResponseWriter
 	cfg    *config
-	before http.Header // what outside had set before the handler ran
+	before fields // what outside had set before the handler ran
 
 	streaming bool
 	hijacked  bool
-	status    int         // 0 until the handler has written its header
-	header    http.Header // as it stood then, while the response is held
-	length    int64       // the declared length, or -1
-	begun     bool        // the body's first significant byte was seen
-	flushed   bool        // the handler has flushed what is held, first
-	flushedAt int         // when it was this long
-	implicit  bool        // the handler has not written its header
+	status    int    // 0 until the handler has written its header
+	header    fields // as it stood then, while the response is held
+	length    int64  // the declared length, or -1
+	begun     bool   // the body's first significant byte was seen
+	flushed   bool   // the handler has flushed what is held, first
+	flushedAt int    // when it was this long
+	implicit  bool   // the handler has not written its header
 	body      []byte
+	stored    response
+	room      [1]string // for the length that is sent
 
 	noStore atomic.Bool // see NoStore
 }
@@ -75,7 +70,10 @@ func (rec *recorder) begin(status int) {
 	held := !rec.streaming && rec.mayStore(status) // It may panic: nothing is set before.
 	rec.status = status
 	if held {
-		rec.header = rec.Header().Clone()
+		rec.header = newFields(rec.Header())
+		held = !rec.header.haveTrailers()
+	}
+	if held {
 		return
 	}
 	rec.streaming = true
@@ -105,6 +103,9 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	}
 	if rec.streaming {
 		return rec.w.Write(p)
+	}
+	if rec.body == nil && rec.length > int64(len(p)) && rec.length <= int64(rec.cfg.bufferLimit) {
+		rec.body = make([]byte, 0, rec.length)
 	}
 	rec.body = append(rec.body, p...)
 	return len(p), nil
@@ -147,8 +148,9 @@ func (rec *recorder) mayStore(status int) bool {
 	h := rec.Header()
 	rec.length = declaredLength(h)
 	// One that compression outside has set says nothing of this body.
-	encoded := len(h["Content-Encoding"]) > 0 && !slices.Equal(h["Content-Encoding"], rec.before["Content-Encoding"])
-	if status == http.StatusSwitchingProtocols || encoded || len(h["Trailer"]) > 0 || hasTrailers(h) {
+	encoding := h["Content-Encoding"]
+	encoded := len(encoding) > 0 && !rec.before.named("Content-Encoding").are(encoding)
+	if status == http.StatusSwitchingProtocols || encoded || len(h["Trailer"]) > 0 {
 		return false
 	}
 	contentType := h.Get("Content-Type")
@@ -173,7 +175,7 @@ func (rec *recorder) mayStoreBody(p []byte) bool {
 	}
 	rec.begun = true
 	beginsJSON := strings.IndexByte(`{["-0123456789tfn`, p[i]) >= 0
-	contentType := rec.header.Get("Content-Type")
+	contentType := rec.header.get("Content-Type")
 	if contentType != "" {
 		return beginsJSON || !isJSON(contentType)
 	}
@@ -184,14 +186,16 @@ func (rec *recorder) mayStoreBody(p []byte) bool {
 // stored.
 func (rec *recorder) storable() bool {
 	switch {
-	case rec.streaming, rec.noStore.Load(), hasTrailers(rec.Header()):
+	case rec.streaming, rec.noStore.Load():
+		return false
+	case !rec.header.equal(rec.Header()) && newFields(rec.Header()).haveTrailers():
 		return false
 	case rec.length >= 0 && rec.length != int64(len(rec.body)):
 		return false
 	case rec.cfg.everyType:
 		return true
 	}
-	contentType := rec.header.Get("Content-Type")
+	contentType := rec.header.get("Content-Type")
 	if contentType != "" {
 		return !isJSON(contentType) || json.Valid(rec.body)
 	}
@@ -200,32 +204,35 @@ func (rec *recorder) storable() bool {
 }
 
 // response ends the recording: it returns what is to be stored, or nil.
-func (rec *recorder) response() *Response {
+func (rec *recorder) response() *response {
 	rec.ensureHeader()
 	if !rec.storable() {
 		return nil
 	}
 	// net/http would do the same, to the first answer only.
-	if _, typed := rec.header["Content-Type"]; !typed && len(rec.body) > 0 {
-		rec.header["Content-Type"] = []string{http.DetectContentType(rec.body)}
+	if rec.header.named("Content-Type") == nil && len(rec.body) > 0 {
+		rec.header = append(rec.header, field{name: "Content-Type", value: http.DetectContentType(rec.body)})
+		rec.header.sort()
 	}
-	return &Response{Status: rec.status, Header: rec.storedHeader(), Body: rec.body}
+	rec.stored = response{rec.status, rec.storedHeader(), rec.body}
+	return &rec.stored
 }
 
 // storedHeader returns the headers that the handler added, changed or took away.
-func (rec *recorder) storedHeader() http.Header {
-	stored := make(http.Header, len(rec.header))
-	for name, values := range rec.header {
-		if was, set := rec.before[name]; set && slices.Equal(was, values) {
-			continue
-		}
-		if rec.cfg.storesHeader(name) {
-			stored[name] = values
-		}
+func (rec *recorder) storedHeader() fields {
+	stored := rec.header
+	left := func(f field) bool {
+		unchanged := len(rec.before) > 0 && slices.Equal(rec.before.named(f.name), rec.header.named(f.name))
+		return unchanged || !rec.cfg.storesHeader(f.name)
 	}
-	for name := range rec.before {
-		if _, kept := rec.header[name]; !kept && rec.cfg.storesHeader(name) {
-			stored[name] = nil
+	if slices.ContainsFunc(stored, left) {
+		stored = slices.DeleteFunc(slices.Clone(stored), left)
+	}
+	for fs := rec.before; len(fs) > 0; fs = fs[fs.first():] {
+		name := fs[0].name
+		if rec.header.named(name) == nil && rec.cfg.storesHeader(name) {
+			stored = append(slices.Clip(stored), field{name: name, empty: true})
+			stored.sort()
 		}
 	}
 	return stored
@@ -235,8 +242,9 @@ func (rec *recorder) storedHeader() http.Header {
 func (rec *recorder) send(stored bool) {
 	switch {
 	case stored:
-		setLength(rec.header, rec.status, rec.body)
-		replace(rec.Header(), rec.header)
+		header := rec.Header()
+		rec.header.restore(header)
+		setLength(header, rec.status, rec.body, rec.room[:])
 		rec.streaming = true
 		rec.w.WriteHeader(rec.status)
 		_ = rec.writeBody(rec.body) // The client may be gone; its retry finds the response.
@@ -258,16 +266,18 @@ func (rec *recorder) stream() error {
 	rec.streaming = true
 	// The handler's header goes as it stood when it was written.
 	header := rec.Header()
-	since := maps.Clone(header)
-	replace(header, rec.header)
-	defer func() {
-		// What was set since may be trailers.
-		for name, values := range since {
-			if !slices.Equal(values, rec.header[name]) {
-				header[name] = values
+	if !rec.header.equal(header) {
+		since := maps.Clone(header)
+		rec.header.restore(header)
+		defer func() {
+			// What was set since may be trailers.
+			for name, values := range since {
+				if !rec.header.named(name).are(values) {
+					header[name] = values
+				}
 			}
-		}
-	}()
+		}()
+	}
 	if !rec.implicit {
 		rec.w.WriteHeader(rec.status)
 	}
@@ -291,32 +301,28 @@ func (rec *recorder) writeBody(p []byte) error {
 	return err
 }
 
-func replace(dst, src http.Header) {
-	clear(dst)
-	maps.Copy(dst, src)
-}
-
 // replay answers with a stored response.
-func replay(w http.ResponseWriter, resp *Response, mark string) {
+func replay(w http.ResponseWriter, resp *response, mark string) {
 	header := w.Header()
-	for name, values := range resp.Header {
-		header[name] = slices.Clone(values)
-	}
-	header[mark] = []string{"true"}
-	setLength(header, resp.Status, resp.Body)
-	w.WriteHeader(resp.Status)
-	if len(resp.Body) > 0 {
-		_, _ = w.Write(resp.Body) // The client may be gone; it can retry again.
+	room := resp.header.set(header, make([]string, len(resp.header)+2))
+	room[0] = "true"
+	header[mark] = room[:1:1]
+	setLength(header, resp.status, resp.body, room[1:])
+	w.WriteHeader(resp.status)
+	if len(resp.body) > 0 {
+		_, _ = w.Write(resp.body) // The client may be gone; it can retry again.
 	}
 }
 
-// setLength declares the length of a body that is sent as it is.
-func setLength(h http.Header, status int, body []byte) {
+// setLength declares the length of a body that is sent as it is. The value is
+// put into room.
+func setLength(h http.Header, status int, body []byte, room []string) {
 	if !bodyAllowed(status) || len(h["Content-Encoding"]) > 0 {
 		delete(h, "Content-Length")
 		return
 	}
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	room[0] = strconv.Itoa(len(body))
+	h["Content-Length"] = room[:1:1]
 }
 
 // bodyAllowed reports whether a final response may have a body (RFC 9110,
@@ -338,16 +344,6 @@ func declaredLength(h http.Header) int64 {
 	return n
 }
 
-// hasTrailers reports whether h has trailers that were not declared.
-func hasTrailers(h http.Header) bool {
-	for name := range h {
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			return true
-		}
-	}
-	return false
-}
-
 // storesType reports whether the media type of a Content-Type is listed.
 func (c *config) storesType(contentType string) bool {
 	return slices.ContainsFunc(c.contentTypes, func(t string) bool { return strings.EqualFold(t, mediaType(contentType)) })
@@ -356,7 +352,13 @@ func (c *config) storesType(contentType string) bool {
 // storesHeader reports whether a response header is stored.
 func (c *config) storesHeader(name string) bool {
 	name = http.CanonicalHeaderKey(name)
-	return !slices.Contains(neverStored, name) && c.headerFilter(name)
+	switch name {
+	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Date":
+		return false // They belong to one connection or one answer (RFC 9110, section 7.6.1).
+	case "Content-Length":
+		return false // It is computed afresh.
+	}
+	return c.headerFilter(name)
 }
 
 // mediaType returns a Content-Type without its parameters.

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -11,30 +12,35 @@ import (
 
 // The scripts know this very claim, while it is outstanding, by the begin of its
 // record (ARGV[1], up to and with the token) and its length: the fingerprint
-// takes 32 bytes more. What else they find they leave as it is, and return.
+// takes 32 bytes more. What else they find they leave as it is, and return. Else
+// they return 1 (nil would be an error to go-redis, at some cost).
 var (
-	// putScript sets KEYS[1] to ARGV[2] with a time to live of ARGV[3]
-	// milliseconds (0 is for ever) where it holds the claim, or nothing.
+	// putScript sets KEYS[1] to ARGV[2] and ARGV[3] joined (a long body need not
+	// be copied into one text before it is sent), with a time to live of ARGV[4]
+	// milliseconds (0 is for ever), where it holds the claim, or nothing.
 	putScript = redis.NewScript(`
 local held = redis.call('GET', KEYS[1])
 if held and (#held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1]) then
   return held
 end
-if ARGV[3] == '0' then
-  redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[4] == '0' then
+  redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3])
 else
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3], 'PX', ARGV[4])
 end
-return false
+return 1
 `)
 	// deleteScript deletes KEYS[1] where it holds the claim.
 	deleteScript = redis.NewScript(`
 local held = redis.call('GET', KEYS[1])
-if not held or #held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then
+if not held then
+  return 1
+end
+if #held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then
   return held
 end
 redis.call('DEL', KEYS[1])
-return false
+return 1
 `)
 )
 
@@ -83,45 +89,70 @@ func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	return b
 }
 
-// Claim implements [Backend]. It is one SET with NX and GET.
+// Claim implements [Backend].
 func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.Duration) (Record, bool, error) {
-	args := []any{"set", b.prefix + key, appendClaim(nil, claim), "nx", "get", "px", milliseconds(lease)}
+	held, claimed, err := b.take(ctx, b.prefix+key, claim, lease)
+	if claimed || err != nil {
+		return Record{}, claimed, err
+	}
+	return held.export(), false, nil
+}
+
+func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+	return b.take(ctx, b.name(key), Claim{newToken(), fingerprint}, lease)
+}
+
+// name returns the Redis key of a record.
+func (b *Redis) name(key recordKey) string {
+	room := make([]byte, 0, 128)
+	return string(key.append(append(room, b.prefix...)))
+}
+
+// take claims the Redis key name by one SET with NX and GET.
+func (b *Redis) take(ctx context.Context, name string, claim Claim, lease time.Duration) (record, bool, error) {
+	args := []any{"set", name, encodeClaim(claim), "nx", "get", "px", milliseconds(lease)}
 	if lease == 0 {
 		args = args[:5]
 	}
 	cmd := redis.NewStringCmd(ctx, args...)
 	_ = b.client.Process(ctx, cmd) // The error is the command's.
-	raw, err := cmd.Bytes()
+	text, err := cmd.Result()
 	if errors.Is(err, redis.Nil) {
-		return Record{}, true, nil
+		return record{claim: claim}, true, nil
 	}
 	if err != nil {
-		return Record{}, false, fmt.Errorf("idempotency: redis claim: %w", err)
+		return record{claim: claim}, false, fmt.Errorf("idempotency: redis claim: %w", err)
 	}
-	held, err := decodeRecord(raw)
+	raw, _ := cmd.Bytes() // the same bytes
+	held, err := decodeRecord(text, raw)
 	if err != nil {
-		return Record{}, false, err
+		return record{claim: claim}, false, err
 	}
-	if held.Response == nil && held.Claim.Token == claim.Token {
-		return Record{}, true, nil
-	}
-	return held, false, nil
+	return held, held.response == nil && held.claim.Token == claim.Token, nil
 }
 
 // Renew implements [Backend].
 func (b *Redis) Renew(ctx context.Context, key string, claim Claim, lease time.Duration) error {
-	return b.put(ctx, key, claim, appendClaim(nil, claim), lease)
+	return b.put(ctx, b.prefix+key, claim, encodeClaim(claim), nil, lease)
+}
+
+func (b *Redis) renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error {
+	return b.put(ctx, b.name(key), claim, encodeClaim(claim), nil, lease)
 }
 
 // Complete implements [Backend].
 func (b *Redis) Complete(ctx context.Context, key string, claim Claim, resp *Response, expiry time.Duration) error {
-	return b.put(ctx, key, claim, appendRecord(nil, claim, resp), expiry)
+	return b.put(ctx, b.prefix+key, claim, encodeHead(claim, newResponse(resp)), resp.Body, expiry)
 }
 
-// put sets a key that holds claim, outstanding, or nothing.
-func (b *Redis) put(ctx context.Context, key string, claim Claim, value []byte, ttl time.Duration) error {
-	held, err := b.run(ctx, putScript, key, claim, value, milliseconds(ttl))
-	if err != nil || held == nil || held.Claim.Token == claim.Token {
+func (b *Redis) complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error {
+	return b.put(ctx, b.name(key), claim, encodeHead(claim, resp), resp.body, expiry)
+}
+
+// put sets the Redis key name where it holds claim, outstanding, or nothing.
+func (b *Redis) put(ctx context.Context, name string, claim Claim, head, body []byte, ttl time.Duration) error {
+	held, err := b.run(ctx, putScript, name, encodeToken(claim), head, body, milliseconds(ttl))
+	if err != nil || held == nil || held.claim.Token == claim.Token {
 		return err
 	}
 	return ErrClaimLost
@@ -129,22 +160,26 @@ func (b *Redis) put(ctx context.Context, key string, claim Claim, value []byte, 
 
 // Release implements [Backend].
 func (b *Redis) Release(ctx context.Context, key string, claim Claim) error {
-	_, err := b.run(ctx, deleteScript, key, claim)
+	_, err := b.run(ctx, deleteScript, b.prefix+key, encodeToken(claim))
 	return err
+}
+
+func (b *Redis) release(ctx context.Context, key recordKey, claim Claim) error {
+	return b.Release(ctx, key.String(), claim)
 }
 
 // run runs one of the scripts and returns the record that stood in its way, or
 // nil if none did.
-func (b *Redis) run(ctx context.Context, script *redis.Script, key string, claim Claim, args ...any) (*Record, error) {
-	args = append([]any{appendToken(nil, recordOutstanding, claim)}, args...)
-	raw, err := script.Run(ctx, b.client, []string{b.prefix + key}, args...).Text()
-	if errors.Is(err, redis.Nil) {
-		return nil, nil
-	}
+func (b *Redis) run(ctx context.Context, script *redis.Script, name string, args ...any) (*record, error) {
+	reply, err := script.Run(ctx, b.client, []string{name}, args...).Result()
 	if err != nil {
 		return nil, fmt.Errorf("idempotency: redis: %w", err)
 	}
-	held, err := decodeRecord([]byte(raw))
+	text, found := reply.(string)
+	if !found {
+		return nil, nil
+	}
+	held, err := decodeRecord(text, []byte(text))
 	if err != nil {
 		return nil, err
 	}

@@ -566,6 +566,7 @@ func TestRedisUnreadableRecords(t *testing.T) {
 		require.NotEmpty(t, completed)
 
 		damaged := map[string]string{
+			"nothing at all":                "",
 			"garbage":                       "an answer that somebody else stored",
 			"JSON":                          `{"status":200}`,
 			"zeros":                         strings.Repeat("\x00", 100),
