@@ -1056,6 +1056,22 @@ func TestBackendThatHangs(t *testing.T) {
 	}
 }
 
+// What a backend waits for takes no timer once its call is over.
+func TestBackendsContextIsLetGoOf(t *testing.T) {
+	backend := &hooked{Backend: idempotency.NewMemory()}
+	var ended <-chan struct{}
+	backend.complete = func(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+		ended = ctx.Done()
+		return backend.Backend.Complete(ctx, key, claim, resp, expiry)
+	}
+	require.Equal(t, http.StatusCreated, send(idempotency.New(backend)(&payments{}), request("k", "b")).Code)
+	select {
+	case <-ended:
+	default:
+		t.Fatal("it has not ended")
+	}
+}
+
 // A claim that failed for certain releases nothing, not even what has no token.
 func TestFailedClaimLeavesOthersAlone(t *testing.T) {
 	backend := idempotency.NewMemory()

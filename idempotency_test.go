@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -557,6 +558,16 @@ func TestLongBodyFingerprint(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A body that is cut at one limit is not another, which is whole at another limit.
+func TestCutBodyIsNoWholeBody(t *testing.T) {
+	backend := idempotency.NewMemory()
+	empty := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "{}") })
+	cut := request("k", "12345678-rest")
+	whole := request("k", "12345678"+string(binary.BigEndian.AppendUint64(nil, uint64(cut.ContentLength))))
+	require.Equal(t, http.StatusOK, send(idempotency.New(backend, idempotency.WithBufferLimit(8))(empty), cut).Code)
+	requireProblem(t, send(idempotency.New(backend)(empty), whole), http.StatusUnprocessableEntity, "ErrKeyReused")
 }
 
 func TestBodyUnreadable(t *testing.T) {

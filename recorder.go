@@ -269,14 +269,7 @@ func (rec *recorder) stream() error {
 	if !rec.header.equal(header) {
 		since := maps.Clone(header)
 		rec.header.restore(header)
-		defer func() {
-			// What was set since may be trailers.
-			for name, values := range since {
-				if !rec.header.named(name).are(values) {
-					header[name] = values
-				}
-			}
-		}()
+		defer maps.Copy(header, since) // What was set since may be trailers.
 	}
 	if !rec.implicit {
 		rec.w.WriteHeader(rec.status)

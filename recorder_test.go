@@ -716,13 +716,46 @@ func TestPanicInStoreIf(t *testing.T) {
 func TestReplayIsItsOwn(t *testing.T) {
 	h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header()["Link"] = []string{"a", "b"}
+		w.Header()["X-Empty"] = []string{}
+		w.Header()["X-Last"] = []string{"z"}
 		io.WriteString(w, "{}")
 	}))
 	for range 3 {
-		w := send(h, request("k", "b"))
-		require.Equal(t, []string{"a", "b"}, w.Header()["Link"])
-		w.Header()["Link"][0] = "changed outside"
-		w.Header().Add("Link", "c")
+		header := send(h, request("k", "b")).Header()
+		require.Equal(t, []string{"a", "b"}, header["Link"])
+		before := header.Clone()
+		header["Link"][0] = "changed outside"
+		for name := range header {
+			header[name] = append(header[name], "added outside")
+		}
+		for name, values := range header {
+			require.Equal(t, append(before[name], "added outside")[1:], values[1:], "what was added to one is in another")
+			if name != "Link" {
+				require.Equal(t, append(before[name], "added outside")[0], values[0], "what was added to one is in another")
+			}
+		}
+	}
+}
+
+// What was added to one header of a refusal is not in another.
+func TestRefusalIsItsOwn(t *testing.T) {
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithErrorHandler(func(w http.ResponseWriter, r *http.Request, err error) {
+		idempotency.WriteError(w, r, fmt.Errorf("again: %w", idempotency.ErrOutstanding))
+	}))(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	for range 2 {
+		w := send(h, request("\x00", ""))
+		require.Equal(t, []string{"1"}, w.Header()["Retry-After"])
+		require.Equal(t, []string{"application/problem+json"}, w.Header()["Content-Type"])
+		require.Len(t, w.Header()["Content-Length"], 1)
+		for _, name := range []string{"Retry-After", "Content-Type", "Content-Length"} {
+			w.Header().Add(name, "added outside")
+			w.Header()[name][0] += "changed outside"
+		}
+		for _, name := range []string{"Retry-After", "Content-Type", "Content-Length"} {
+			require.Equal(t, "added outside", w.Header()[name][1])
+			require.Len(t, w.Header()[name], 2)
+			require.NotContains(t, w.Header()[name][0], "added")
+		}
 	}
 }
 

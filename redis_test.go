@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -532,6 +533,68 @@ func TestRedisTimesToLive(t *testing.T) {
 
 // A record that cannot be read is an error to every verb, and stays as it is:
 // another release may be able to read it, and a person may look at it.
+// A header that the handler took away is stored in its place among the others.
+func TestRedisStoresHeadersTakenAway(t *testing.T) {
+	forEachRedis(t, func(t *testing.T, newClient func(t *testing.T) *redis.Client) {
+		client := newClient(t)
+		prefix := idempotency.WithPrefix(freshPrefix(t, client))
+		inner := idempotency.New(idempotency.NewRedis(client, prefix))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Del("A-Outer")
+			w.Header().Set("Location", "/1")
+			w.Header().Del("Server")
+			io.WriteString(w, "{}")
+		}))
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("A-Outer", "1")
+			w.Header().Set("Server", "2")
+			inner.ServeHTTP(w, r)
+		})
+		for _, replayed := range []string{"", "true"} {
+			w := send(h, request("k", "b"))
+			require.Equal(t, http.StatusOK, w.Code)
+			require.Equal(t, replayed, w.Header().Get("Idempotent-Replayed"))
+			require.Equal(t, "/1", w.Header().Get("Location"))
+			require.Empty(t, w.Header()["A-Outer"])
+			require.Empty(t, w.Header()["Server"])
+		}
+	})
+}
+
+// A claim whose answer is lost is released by its token.
+func TestRedisClaimThatFailedMayHaveLanded(t *testing.T) {
+	forEachRedis(t, func(t *testing.T, newClient func(t *testing.T) *redis.Client) {
+		client := newClient(t)
+		prefix := idempotency.WithPrefix(freshPrefix(t, client))
+		client.AddHook(&loseFirst{verb: "set"})
+		h := idempotency.New(idempotency.NewRedis(client, prefix), quiet)(&payments{})
+		requireProblem(t, send(h, request("k", "b")), http.StatusServiceUnavailable, "ErrUnavailable")
+		require.Equal(t, http.StatusCreated, send(h, request("k", "b")).Code, "the claim that landed was released")
+	})
+}
+
+// loseFirst loses the answer to the first command of a name.
+type loseFirst struct {
+	verb string
+	lost atomic.Bool
+}
+
+func (h *loseFirst) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *loseFirst) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if cmd.Name() == h.verb && !h.lost.Swap(true) {
+			cmd.SetErr(errDown)
+			return errDown
+		}
+		return err
+	}
+}
+
+func (h *loseFirst) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
 func TestRedisUnreadableRecords(t *testing.T) {
 	mine := idempotency.Claim{Token: "mine", Fingerprint: [32]byte{1, 2, 3}}
 	resp := &idempotency.Response{Status: 201, Header: http.Header{"Link": {"a", "b"}}, Body: []byte("body")}
