@@ -23,9 +23,9 @@ func TestAllocations(t *testing.T) {
 	c.send(h, "stored", benchBody)
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, nextKey(), benchBody) }), 13., "first")
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "stored", benchBody) }), 2., "replay")
-	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "stored", otherBody) }), 3., "422")
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "stored", otherBody) }), 2., "422")
 	whileOutstanding(backend, "outstanding", func() {
-		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "outstanding", benchBody) }), 3., "409")
+		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "outstanding", benchBody) }), 2., "409")
 	})
 }
 

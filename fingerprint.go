@@ -83,7 +83,11 @@ func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size
 	}
 	b := (*buffer)[:0]
 	if h.fingerprintFunc == nil {
-		for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sentPath(r.RequestURI)} {
+		sent := sentPath(r.RequestURI)
+		if sent == r.URL.Path {
+			sent = "" // To hash it twice would tell nothing more.
+		}
+		for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sent} {
 			b = appendText(b, s)
 		}
 		b = append(b, 0) // The body is whole, see below.

@@ -279,7 +279,11 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcom
 	for o := x.outer; o != nil && !o.h.atMostOnce; o = o.outer {
 		o.rec.noStore.Store(true) // A refusal is no answer for good.
 	}
-	rec := &recorder{w: w, streaming: true}
+	if x.event == nil {
+		x.h.errorHandler(w, r, err)
+		return
+	}
+	rec := &recorder{w: w, streaming: true} // It learns the status.
 	x.h.errorHandler(rec, r, err)
 	rec.ensureHeader()
 	x.observe(outcome, rec.status, err)

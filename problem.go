@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"slices"
 )
 
 // documentation is where each sentinel is explained.
@@ -73,12 +72,11 @@ var unknown = problem{"about:blank", http.StatusText(http.StatusInternalServerEr
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	header, room := w.Header(), make([]string, 3)
 	status, body := unknown.Status, []byte(nil)
-	i := slices.IndexFunc(refusals, func(known *refusal) bool { return errors.Is(err, known.err) })
-	if i < 0 {
+	if known := refusalOf(err); known == nil {
 		body = unknown.body()
 	} else {
-		status, body = refusals[i].told(err)
-		if refusals[i].retry {
+		status, body = known.told(err)
+		if known.retry {
 			room[0] = "1"
 			header["Retry-After"] = room[:1:1]
 		}
@@ -88,6 +86,21 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	setLength(header, status, body, room[2:])
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // The client may be gone.
+}
+
+// refusalOf returns the refusal that stands for err, or nil.
+func refusalOf(err error) *refusal {
+	for _, known := range refusals {
+		if err == known.err { // Most errors are a sentinel, which is found sooner so.
+			return known
+		}
+	}
+	for _, known := range refusals {
+		if errors.Is(err, known.err) {
+			return known
+		}
+	}
+	return nil
 }
 
 // told returns the answer with what err itself tells the client.

@@ -67,13 +67,14 @@ func (rec *recorder) WriteHeader(status int) {
 
 // begin takes the handler's header as it stands.
 func (rec *recorder) begin(status int) {
-	held := !rec.streaming && rec.mayStore(status) // It may panic: nothing is set before.
+	header := fields(nil)
+	if !rec.streaming {
+		header = newFields(rec.Header())
+	}
+	held := !rec.streaming && rec.mayStore(status, header) // It may panic: nothing is set before.
 	rec.status = status
 	if held {
-		rec.header = newFields(rec.Header())
-		held = !rec.header.haveTrailers()
-	}
-	if held {
+		rec.header = header
 		return
 	}
 	rec.streaming = true
@@ -144,20 +145,19 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // mayStore reports whether the response may be stored, judged by its header.
-func (rec *recorder) mayStore(status int) bool {
-	h := rec.Header()
-	rec.length = declaredLength(h)
+func (rec *recorder) mayStore(status int, header fields) bool {
+	rec.length = header.length()
 	// One that compression outside has set says nothing of this body.
-	encoding := h["Content-Encoding"]
-	encoded := len(encoding) > 0 && !rec.before.named("Content-Encoding").are(encoding)
-	if status == http.StatusSwitchingProtocols || encoded || len(h["Trailer"]) > 0 {
+	encoding := header.named("Content-Encoding")
+	encoded := len(encoding) > 0 && !slices.Equal(encoding, rec.before.named("Content-Encoding"))
+	if status == http.StatusSwitchingProtocols || encoded || header.haveTrailers() {
 		return false
 	}
-	contentType := h.Get("Content-Type")
+	contentType := header.get("Content-Type")
 	if !rec.cfg.everyType && contentType != "" && !rec.cfg.storesType(contentType) {
 		return false
 	}
-	return rec.cfg.storeIf == nil || rec.cfg.storeIf(status, h)
+	return rec.cfg.storeIf == nil || rec.cfg.storeIf(status, rec.Header())
 }
 
 // mayStoreBody reports whether the response may be stored with p added to it.
@@ -322,19 +322,6 @@ func setLength(h http.Header, status int, body []byte, room []string) {
 // sections 15.3.5 and 15.4.5).
 func bodyAllowed(status int) bool {
 	return status != http.StatusNoContent && status != http.StatusNotModified
-}
-
-// declaredLength returns the Content-Length, -1 if there is none, or a length
-// that no body meets if it is malformed.
-func declaredLength(h http.Header) int64 {
-	if _, declared := h["Content-Length"]; !declared {
-		return -1
-	}
-	n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64)
-	if err != nil || n < 0 {
-		return 1<<63 - 1
-	}
-	return n
 }
 
 // storesType reports whether the media type of a Content-Type is listed.

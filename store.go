@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -155,9 +156,25 @@ func (fs fields) are(values []string) bool {
 	return slices.EqualFunc(fs, values, func(f field, value string) bool { return !f.empty && f.value == value })
 }
 
-// haveTrailers reports whether there are trailers that were not declared.
+// haveTrailers reports whether there are trailers of either kind.
 func (fs fields) haveTrailers() bool {
-	return slices.ContainsFunc(fs, func(f field) bool { return strings.HasPrefix(f.name, http.TrailerPrefix) })
+	return slices.ContainsFunc(fs, func(f field) bool {
+		return f.name == "Trailer" && !f.empty || strings.HasPrefix(f.name, http.TrailerPrefix)
+	})
+}
+
+// length returns the Content-Length, -1 if there is none, or a length that no
+// body meets if it is malformed.
+func (fs fields) length() int64 {
+	declared := fs.named("Content-Length")
+	if declared == nil {
+		return -1
+	}
+	n, err := strconv.ParseInt(declared[0].value, 10, 64)
+	if err != nil || n < 0 {
+		return 1<<63 - 1
+	}
+	return n
 }
 
 // equal reports whether h is what fs was made from.
