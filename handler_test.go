@@ -1056,6 +1056,21 @@ func TestBackendThatHangs(t *testing.T) {
 	}
 }
 
+// A claim that hangs is given up after 5 s, and released for 200 ms at the most.
+func TestClaimThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCounted(never)
+		backend.claim = func(ctx context.Context, _ string, _ idempotency.Claim, _ time.Duration) (idempotency.Record, bool, error) {
+			<-ctx.Done()
+			return idempotency.Record{}, false, ctx.Err()
+		}
+		start := time.Now()
+		requireProblem(t, send(idempotency.New(backend, quiet)(&payments{}), request("k", "b")), http.StatusServiceUnavailable, "ErrUnavailable")
+		require.Equal(t, 5*time.Second, time.Since(start))
+		require.EqualValues(t, 1, backend.releases.Load())
+	})
+}
+
 // What a backend waits for takes no timer once its call is over.
 func TestBackendsContextIsLetGoOf(t *testing.T) {
 	backend := &hooked{Backend: idempotency.NewMemory()}

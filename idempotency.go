@@ -62,6 +62,8 @@ import (
 )
 
 const (
+	// claimTime bounds how long a claim may take.
+	claimTime = 5 * time.Second
 	// settleTime bounds how long a claim is tried to be completed or released,
 	// whatever became of the client.
 	settleTime = 5 * time.Second

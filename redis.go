@@ -2,7 +2,9 @@ package idempotency
 
 import (
 	"context"
+	"crypto/sha1"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -18,7 +20,7 @@ var (
 	// putScript sets KEYS[1] to ARGV[2] and ARGV[3] joined (a long body need not
 	// be copied into one text before it is sent), with a time to live of ARGV[4]
 	// milliseconds (0 is for ever), where it holds the claim, or nothing.
-	putScript = redis.NewScript(`
+	putScript = newScript(`
 local held = redis.call('GET', KEYS[1])
 if held and (#held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1]) then
   return held
@@ -31,7 +33,7 @@ end
 return 1
 `)
 	// deleteScript deletes KEYS[1] where it holds the claim.
-	deleteScript = redis.NewScript(`
+	deleteScript = newScript(`
 local held = redis.call('GET', KEYS[1])
 if not held then
   return 1
@@ -73,7 +75,9 @@ func WithPrefix(p string) RedisOption {
 
 // NewRedis returns a [Backend] that keeps its records in Redis. The client
 // stays its caller's, to configure and to close; its time-outs and retries
-// decide how long a request waits for a Redis that does not answer. NewRedis
+// decide how long a request waits for a Redis that does not answer. The
+// middleware gives each call a context that ends after 5 s, which go-redis heeds
+// between its tries, and with ContextTimeoutEnabled also while it reads. NewRedis
 // sends nothing. It panics if client is nil.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
@@ -99,6 +103,8 @@ func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.D
 }
 
 func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTime)
+	defer cancel()
 	return b.take(ctx, b.name(key), Claim{newToken(), fingerprint}, lease)
 }
 
@@ -168,10 +174,28 @@ func (b *Redis) release(ctx context.Context, key recordKey, claim Claim) error {
 	return b.Release(ctx, key.String(), claim)
 }
 
-// run runs one of the scripts and returns the record that stood in its way, or
-// nil if none did.
-func (b *Redis) run(ctx context.Context, script *redis.Script, name string, args ...any) (*record, error) {
-	reply, err := script.Run(ctx, b.client, []string{name}, args...).Result()
+// script is a Lua script. Redis knows it by its hash, once it was sent whole. It
+// is what [redis.Script] is, and builds its command at once.
+type script struct{ text, hash any }
+
+func newScript(text string) script {
+	hash := sha1.Sum([]byte(text))
+	return script{text, hex.EncodeToString(hash[:])}
+}
+
+// run runs a script on the Redis key name, and returns the record that stood in
+// its way, or nil if none did.
+func (b *Redis) run(ctx context.Context, s script, name string, argv ...any) (*record, error) {
+	args := append(make([]any, 0, 8), "evalsha", s.hash, 1, name)
+	args = append(args, argv...)
+	cmd := redis.NewCmd(ctx, args...)
+	_ = b.client.Process(ctx, cmd) // The error is the command's.
+	if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+		args[0], args[1] = "eval", s.text
+		cmd = redis.NewCmd(ctx, args...)
+		_ = b.client.Process(ctx, cmd)
+	}
+	reply, err := cmd.Result()
 	if err != nil {
 		return nil, fmt.Errorf("idempotency: redis: %w", err)
 	}

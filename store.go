@@ -40,6 +40,8 @@ func newStore(b Backend) store {
 type adapted struct{ Backend }
 
 func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTime)
+	defer cancel()
 	claim := Claim{newToken(), fingerprint}
 	held, claimed, err := a.Claim(ctx, key.String(), claim, lease)
 	if claimed || err != nil {
