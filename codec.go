@@ -69,7 +69,19 @@ func encodeHead(c Claim, resp *response) []byte {
 			b = appendText(b, f.value)
 		}
 	}
-	return binary.AppendUvarint(b, uint64(len(resp.body)))
+	return binary.AppendUvarint(b, uint64(len(resp.body())))
+}
+
+// encodeResponse returns the record of a request that has run. It writes the head
+// into the room before the body, if that is enough.
+func encodeResponse(c Claim, resp *response) []byte {
+	head := encodeHead(c, resp)
+	if len(head) > resp.lead {
+		return append(head, resp.body()...)
+	}
+	begin := resp.lead - len(head)
+	copy(resp.buffer[begin:], head)
+	return resp.buffer[begin:]
 }
 
 func appendText(b []byte, s string) []byte {
@@ -94,7 +106,7 @@ func decodeRecord(text string, raw []byte) (record, error) {
 		rec.response = &response{status: d.number(math.MaxInt32), header: d.header()}
 		// What is left is the body, if its length says so too.
 		d.failed = d.number(len(d.rest)) != len(d.rest) || d.failed
-		rec.response.body = raw[len(raw)-len(d.rest) : len(raw) : len(raw)]
+		rec.response.buffer = raw[len(raw)-len(d.rest) : len(raw) : len(raw)]
 		d.rest = ""
 	default:
 		d.failed = true

@@ -90,8 +90,7 @@ func encodeRecord(rec Record) []byte {
 	if rec.Response == nil {
 		return encodeClaim(rec.Claim)
 	}
-	resp := newResponse(rec.Response)
-	return append(encodeHead(rec.Claim, resp), resp.body...)
+	return encodeResponse(rec.Claim, newResponse(rec.Response))
 }
 
 func decode(b []byte) (Record, error) {
@@ -197,6 +196,22 @@ func TestDamagedRecords(t *testing.T) {
 			requireUnreadable(t, other)
 		})
 	}
+}
+
+// The record is the same, whether its head finds room before the body or not.
+func TestRecordInPlace(t *testing.T) {
+	resp := goldenRecords["response"].Response
+	want := encodeRecord(goldenRecords["response"])
+	for _, lead := range []int{0, 1, len(want) - len(resp.Body) - 1, len(want) - len(resp.Body), 300} {
+		buffer := append(bytes.Repeat([]byte{0xff}, lead), resp.Body...)
+		for range 2 { // A Complete is tried again.
+			got := encodeResponse(goldenClaim(), &response{resp.Status, newFields(resp.Header), buffer, lead})
+			require.Equal(t, want, got)
+		}
+		require.Equal(t, resp.Body, buffer[lead:])
+	}
+	big := &response{resp.Status, newFields(resp.Header), make([]byte, 300+100_000), 300}
+	require.Zero(t, testing.AllocsPerRun(10, func() { encodeResponse(goldenClaim(), big) })-1, "the head alone is allocated")
 }
 
 // A name that stands twice, or out of order, was not written by this package.

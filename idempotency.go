@@ -368,7 +368,7 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 		ctx, cancel = context.WithDeadline(ctx, deadline)
 		defer cancel()
 	}
-	x.rec.w, x.rec.cfg = w, &x.h.config
+	x.rec.w, x.rec.cfg, x.rec.lead = w, &x.h.config, x.h.store.lead()
 	if header := w.Header(); len(header) > 0 {
 		x.rec.before = newFields(header)
 	}

@@ -171,6 +171,8 @@ func (m *Memory) release(ctx context.Context, key recordKey, claim Claim) error 
 	return nil
 }
 
+func (m *Memory) lead() int { return 0 }
+
 // live returns the entry of a key, or nil if there is none or its time is over.
 func (m *Memory) live(key recordKey, now int64) *entry {
 	e := m.entries[key]
@@ -247,7 +249,7 @@ func end(now int64, d time.Duration) int64 {
 func recordSize(claim Claim, resp *response) int64 {
 	n := recordOverhead + len(claim.Token)
 	if resp != nil {
-		n += cap(resp.body)
+		n += cap(resp.buffer)
 		for _, f := range resp.header {
 			n += fieldOverhead + len(f.name) + len(f.value)
 		}

@@ -31,7 +31,9 @@ type recorder struct {
 	flushed   bool   // the handler has flushed what is held, first
 	flushedAt int    // when it was this long
 	implicit  bool   // the handler has not written its header
-	body      []byte
+	buffer    []byte // the body, after the room that the store wants
+	body      []byte // what the handler has written
+	lead      int    // that room
 	stored    response
 	room      [1]string // for the length that is sent
 
@@ -105,11 +107,23 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	if rec.streaming {
 		return rec.w.Write(p)
 	}
-	if rec.body == nil && rec.length > int64(len(p)) && rec.length <= int64(rec.cfg.bufferLimit) {
-		rec.body = make([]byte, 0, rec.length)
+	if rec.buffer == nil {
+		rec.buffer = rec.newBuffer(len(p))
 	}
-	rec.body = append(rec.body, p...)
+	rec.buffer = append(rec.buffer, p...)
+	rec.body = rec.buffer[rec.lead:]
 	return len(p), nil
+}
+
+// newBuffer returns what a body is recorded into that begins with n bytes: nil
+// where append makes it best.
+func (rec *recorder) newBuffer(n int) []byte {
+	if rec.length > int64(n) && rec.length <= int64(rec.cfg.bufferLimit) {
+		n = int(rec.length)
+	} else if rec.lead == 0 {
+		return nil
+	}
+	return make([]byte, rec.lead, rec.lead+n)
 }
 
 func (rec *recorder) Flush() { _ = rec.FlushError() }
@@ -214,7 +228,7 @@ func (rec *recorder) response() *response {
 		rec.header = append(rec.header, field{name: "Content-Type", value: http.DetectContentType(rec.body)})
 		rec.header.sort()
 	}
-	rec.stored = response{rec.status, rec.storedHeader(), rec.body}
+	rec.stored = response{rec.status, rec.storedHeader(), rec.buffer, len(rec.buffer) - len(rec.body)}
 	return &rec.stored
 }
 
@@ -300,10 +314,11 @@ func replay(w http.ResponseWriter, resp *response, mark string) {
 	room := resp.header.set(header, make([]string, len(resp.header)+2))
 	room[0] = "true"
 	header[mark] = room[:1:1]
-	setLength(header, resp.status, resp.body, room[1:])
+	body := resp.body()
+	setLength(header, resp.status, body, room[1:])
 	w.WriteHeader(resp.status)
-	if len(resp.body) > 0 {
-		_, _ = w.Write(resp.body) // The client may be gone; it can retry again.
+	if len(body) > 0 {
+		_, _ = w.Write(body) // The client may be gone; it can retry again.
 	}
 }
 

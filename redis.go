@@ -17,18 +17,17 @@ import (
 // takes 32 bytes more. What else they find they leave as it is, and return. Else
 // they return 1 (nil would be an error to go-redis, at some cost).
 var (
-	// putScript sets KEYS[1] to ARGV[2] and ARGV[3] joined (a long body need not
-	// be copied into one text before it is sent), with a time to live of ARGV[4]
-	// milliseconds (0 is for ever), where it holds the claim, or nothing.
+	// putScript sets KEYS[1] to ARGV[2] with a time to live of ARGV[3]
+	// milliseconds (0 is for ever) where it holds the claim, or nothing.
 	putScript = newScript(`
 local held = redis.call('GET', KEYS[1])
 if held and (#held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1]) then
   return held
 end
-if ARGV[4] == '0' then
-  redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3])
+if ARGV[3] == '0' then
+  redis.call('SET', KEYS[1], ARGV[2])
 else
-  redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3], 'PX', ARGV[4])
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 end
 return 1
 `)
@@ -139,25 +138,28 @@ func (b *Redis) take(ctx context.Context, name string, claim Claim, lease time.D
 
 // Renew implements [Backend].
 func (b *Redis) Renew(ctx context.Context, key string, claim Claim, lease time.Duration) error {
-	return b.put(ctx, b.prefix+key, claim, encodeClaim(claim), nil, lease)
+	return b.put(ctx, b.prefix+key, claim, encodeClaim(claim), lease)
 }
 
 func (b *Redis) renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error {
-	return b.put(ctx, b.name(key), claim, encodeClaim(claim), nil, lease)
+	return b.put(ctx, b.name(key), claim, encodeClaim(claim), lease)
 }
 
 // Complete implements [Backend].
 func (b *Redis) Complete(ctx context.Context, key string, claim Claim, resp *Response, expiry time.Duration) error {
-	return b.put(ctx, b.prefix+key, claim, encodeHead(claim, newResponse(resp)), resp.Body, expiry)
+	return b.put(ctx, b.prefix+key, claim, encodeResponse(claim, &response{status: resp.Status, header: newFields(resp.Header), buffer: resp.Body}), expiry)
 }
 
 func (b *Redis) complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error {
-	return b.put(ctx, b.name(key), claim, encodeHead(claim, resp), resp.body, expiry)
+	return b.put(ctx, b.name(key), claim, encodeResponse(claim, resp), expiry)
 }
 
+// lead is room for the head of most records.
+func (b *Redis) lead() int { return 256 }
+
 // put sets the Redis key name where it holds claim, outstanding, or nothing.
-func (b *Redis) put(ctx context.Context, name string, claim Claim, head, body []byte, ttl time.Duration) error {
-	held, err := b.run(ctx, putScript, name, encodeToken(claim), head, body, milliseconds(ttl))
+func (b *Redis) put(ctx context.Context, name string, claim Claim, value []byte, ttl time.Duration) error {
+	held, err := b.run(ctx, putScript, name, encodeToken(claim), value, milliseconds(ttl))
 	if err != nil || held == nil || held.claim.Token == claim.Token {
 		return err
 	}

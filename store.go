@@ -22,6 +22,9 @@ type store interface {
 	// complete may keep the header and the body of resp: nobody alters them.
 	complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error
 	release(ctx context.Context, key recordKey, claim Claim) error
+	// lead is how much room to leave before a body, for what complete writes
+	// there.
+	lead() int
 }
 
 // newStore returns b as a store. It goes by the type and not by an interface: a
@@ -49,7 +52,7 @@ func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.S
 	}
 	rec := record{claim: held.Claim}
 	if held.Response != nil {
-		rec.response = &response{held.Response.Status, newFields(held.Response.Header), held.Response.Body}
+		rec.response = &response{status: held.Response.Status, header: newFields(held.Response.Header), buffer: held.Response.Body}
 	}
 	return rec, false, nil
 }
@@ -61,6 +64,8 @@ func (a adapted) renew(ctx context.Context, key recordKey, claim Claim, lease ti
 func (a adapted) complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error {
 	return a.Complete(ctx, key.String(), claim, resp.export(), expiry)
 }
+
+func (a adapted) lead() int { return 0 }
 
 func (a adapted) release(ctx context.Context, key recordKey, claim Claim) error {
 	return a.Release(ctx, key.String(), claim)
@@ -84,16 +89,20 @@ func (r record) export() Record {
 type response struct {
 	status int
 	header fields
-	body   []byte
+	buffer []byte // the body, with room before it
+	lead   int    // how much room
 }
+
+// body returns the body, which is read only.
+func (r *response) body() []byte { return r.buffer[r.lead:] }
 
 // newResponse returns a copy of resp.
 func newResponse(resp *Response) *response {
-	return &response{resp.Status, newFields(resp.Header), bytes.Clone(resp.Body)}
+	return &response{status: resp.Status, header: newFields(resp.Header), buffer: bytes.Clone(resp.Body)}
 }
 
 func (r *response) export() *Response {
-	return &Response{Status: r.status, Header: r.header.export(), Body: r.body}
+	return &Response{Status: r.status, Header: r.header.export(), Body: r.body()}
 }
 
 // field is one value of a header, or a name without any.

@@ -1,6 +1,7 @@
 // Package redistest gives tests a real Redis: the one that the environment
 // names, or one that is started on a free loopback port and ends with the test
-// process, in whatever way that ends.
+// process, in whatever way that ends. With [Run] a program that is no test gets
+// one too.
 package redistest
 
 import (
@@ -55,8 +56,17 @@ func Start(t testing.TB, config ...string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(server.stop)
+	t.Cleanup(server.Stop)
 	return server
+}
+
+// Run starts a Redis for a program that is no test, with further lines for its
+// configuration. The caller stops it; at the latest it ends with the process.
+func Run(config ...string) (*Server, error) {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		return nil, fmt.Errorf("no Redis 7 or newer to start: %w", err)
+	}
+	return startServer(config...)
 }
 
 // shared is the server that Client has started.
@@ -85,7 +95,7 @@ func Stop() {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.server != nil {
-		shared.server.stop()
+		shared.server.Stop()
 	}
 }
 
@@ -189,7 +199,7 @@ func tryServer(config []string) (*Server, error) {
 		close(server.gone)
 	}()
 	if err := server.waitUntilUp(); err != nil {
-		server.stop()
+		server.Stop()
 		return nil, fmt.Errorf("redis-server did not start: %w\n%s", err, server.output.String())
 	}
 	return server, nil
@@ -243,8 +253,8 @@ func (s *Server) Client(t testing.TB) *redis.Client {
 	return client
 }
 
-// stop kills the server and waits for its end.
-func (s *Server) stop() {
+// Stop kills the server and waits for its end. A second call does nothing.
+func (s *Server) Stop() {
 	s.stopOnce.Do(func() { s.alive.Close() })
 	<-s.gone
 }
