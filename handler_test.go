@@ -1071,6 +1071,32 @@ func TestClaimThatHangs(t *testing.T) {
 	})
 }
 
+// A claim that took as long as its lease may be another's by now: it is released,
+// and the handler does not run.
+func TestClaimThatIsLate(t *testing.T) {
+	for _, took := range []time.Duration{time.Second - 1, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			backend := newCounted(never)
+			landed := backend.claim
+			backend.claim = func(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+				held, claimed, err := landed(ctx, key, claim, lease)
+				time.Sleep(took)
+				return held, claimed, err
+			}
+			p := &payments{}
+			h := idempotency.New(backend, idempotency.WithLease(time.Second), quiet)(p)
+			w := send(h, request("k", "b"))
+			if took < time.Second {
+				require.Equal(t, http.StatusCreated, w.Code)
+				return
+			}
+			requireProblem(t, w, http.StatusServiceUnavailable, "ErrUnavailable")
+			require.Zero(t, p.runs.Load())
+			require.EqualValues(t, 1, backend.releases.Load())
+		})
+	}
+}
+
 // What a backend waits for takes no timer once its call is over.
 func TestBackendsContextIsLetGoOf(t *testing.T) {
 	backend := &hooked{Backend: idempotency.NewMemory()}

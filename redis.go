@@ -104,7 +104,10 @@ func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.D
 func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
-	return b.take(ctx, b.name(key), Claim{newToken(), fingerprint}, lease)
+	begun := time.Now()
+	held, claimed, err := b.take(ctx, b.name(key), Claim{newToken(), fingerprint}, lease)
+	claimed, err = inTime(claimed, err, begun, lease)
+	return held, claimed, err
 }
 
 // name returns the Redis key of a record.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -45,9 +46,11 @@ type adapted struct{ Backend }
 func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
+	begun := time.Now()
 	claim := Claim{newToken(), fingerprint}
 	held, claimed, err := a.Claim(ctx, key.String(), claim, lease)
 	if claimed || err != nil {
+		claimed, err = inTime(claimed, err, begun, lease)
 		return record{claim: claim}, claimed, err
 	}
 	rec := record{claim: held.Claim}
@@ -55,6 +58,18 @@ func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.S
 		rec.response = &response{status: held.Response.Status, header: newFields(held.Response.Header), buffer: held.Response.Body}
 	}
 	return rec, false, nil
+}
+
+// errLate is a claim that may have run out before its request knew of it.
+var errLate = errors.New("idempotency: claim took longer than its lease")
+
+// inTime takes a claim for failed that was begun a lease ago: the process, or the
+// network, stood still meanwhile, and another request may have claimed since.
+func inTime(claimed bool, err error, begun time.Time, lease time.Duration) (bool, error) {
+	if claimed && lease > 0 && time.Since(begun) >= lease {
+		return false, errLate
+	}
+	return claimed, err
 }
 
 func (a adapted) renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error {
