@@ -105,7 +105,8 @@ func decodeRecord(text string, raw []byte) (record, error) {
 	case recordCompleted:
 		rec.response = &response{status: d.number(math.MaxInt32), header: d.header()}
 		// What is left is the body, if its length says so too.
-		d.failed = d.number(len(d.rest)) != len(d.rest) || d.failed
+		length := d.number(len(d.rest))
+		d.failed = d.failed || length != len(d.rest)
 		rec.response.buffer = raw[len(raw)-len(d.rest) : len(raw) : len(raw)]
 		d.rest = ""
 	default:

@@ -99,7 +99,8 @@ func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size
 		return sum, nil, fmt.Errorf("%w: %w", ErrBodyUnreadable, err)
 	}
 	read = b[parts:]
-	compared := read[:min(len(read), h.bufferLimit)]
+	length := min(len(read), h.bufferLimit)
+	compared := read[:length:length]
 	switch {
 	case h.fingerprintFunc != nil:
 		sum = sha256.Sum256(h.fingerprintFunc(r, compared))

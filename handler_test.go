@@ -1097,20 +1097,56 @@ func TestClaimThatIsLate(t *testing.T) {
 	}
 }
 
-// What a backend waits for takes no timer once its call is over.
-func TestBackendsContextIsLetGoOf(t *testing.T) {
-	backend := &hooked{Backend: idempotency.NewMemory()}
-	var ended <-chan struct{}
-	backend.complete = func(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
-		ended = ctx.Done()
-		return backend.Backend.Complete(ctx, key, claim, resp, expiry)
+// What a backend is given to complete a claim ends with the call, whether it was
+// waited for or not.
+func TestBackendsContextEnds(t *testing.T) {
+	for _, waits := range []bool{true, false} {
+		backend := &hooked{Backend: idempotency.NewMemory()}
+		var given context.Context
+		backend.complete = func(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+			given = ctx
+			if waits {
+				_ = ctx.Done()
+			}
+			return backend.Backend.Complete(ctx, key, claim, resp, expiry)
+		}
+		w := &watched{httptest.NewRecorder(), func() { require.ErrorIs(t, given.Err(), context.Canceled, "while the answer is sent") }}
+		idempotency.New(backend)(&payments{}).ServeHTTP(w, request("k", "b"))
+		require.NotEmpty(t, w.Body.String())
+		select {
+		case <-given.Done():
+		default:
+			t.Fatal("it has not ended")
+		}
 	}
-	require.Equal(t, http.StatusCreated, send(idempotency.New(backend)(&payments{}), request("k", "b")).Code)
-	select {
-	case <-ended:
-	default:
-		t.Fatal("it has not ended")
-	}
+}
+
+// watched calls a function when the body is written.
+type watched struct {
+	*httptest.ResponseRecorder
+	before func()
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	w.before()
+	return w.ResponseRecorder.Write(p)
+}
+
+// The mark for a response that found no room has 5 s of its own.
+func TestMarkHasItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &hooked{Backend: idempotency.NewMemory()}
+		backend.complete = func(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+			if resp.Status != 0 {
+				<-ctx.Done()
+				return idempotency.ErrFull
+			}
+			return backend.Backend.Complete(ctx, key, claim, resp, expiry)
+		}
+		h := idempotency.New(backend, idempotency.WithAtMostOnce(), quiet)(&payments{})
+		send(h, request("k", "b"))
+		requireProblem(t, send(h, request("k", "b")), http.StatusConflict, "ErrNotReplayable")
+	})
 }
 
 // A claim that failed for certain releases nothing, not even what has no token.

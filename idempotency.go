@@ -281,12 +281,16 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcom
 	for o := x.outer; o != nil && !o.h.atMostOnce; o = o.outer {
 		o.rec.noStore.Store(true) // A refusal is no answer for good.
 	}
-	if x.event == nil {
-		x.h.errorHandler(w, r, err)
-		return
+	answer := x.h.errorHandler
+	if answer == nil {
+		answer = WriteError
+		if x.event == nil {
+			answer(w, r, err) // Nobody asks for its status.
+			return
+		}
 	}
-	rec := &recorder{w: w, streaming: true} // It learns the status.
-	x.h.errorHandler(rec, r, err)
+	rec := &recorder{w: w, streaming: true}
+	answer(rec, r, err)
 	rec.ensureHeader()
 	x.observe(outcome, rec.status, err)
 }
@@ -375,7 +379,6 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 
 	x.startRenewal()
 	defer x.renewal.stop()
-	defer x.settling.stop()
 	returned := false
 	defer func() {
 		// A panic is told from a return without recover, so that it goes on up
@@ -392,7 +395,7 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 	outcome, err := NotStored, error(nil)
 	if resp == nil {
 		err = x.letGo()
-	} else if err = x.complete(resp); err == nil {
+	} else if err = x.complete(&x.settling, resp); err == nil {
 		outcome = Stored
 	}
 	x.renewal.stop() // The client may take long to read.
@@ -439,8 +442,9 @@ func (x *execution) loseWith(outer context.Context) {
 }
 
 // complete stores a response, or the mark that there is none.
-func (x *execution) complete(resp *response) error {
-	ctx := x.settling.begin(x.Context)
+func (x *execution) complete(s *settling, resp *response) error {
+	ctx := s.begin(x.Context)
+	defer s.stop()
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		err := x.h.store.complete(ctx, x.name, x.claim, resp, x.h.expiry)
 		if err == nil {
@@ -450,7 +454,7 @@ func (x *execution) complete(resp *response) error {
 		if final || !sleep(ctx, pause) {
 			x.h.logFault(x.Context, "response not stored", x.name, err)
 			if x.h.atMostOnce && resp.status != 0 && errors.Is(err, ErrFull) {
-				_ = x.complete(&response{}) // The mark takes less room; err is what the user is told.
+				_ = x.complete(new(settling), &response{}) // The mark takes less room; err is what the user is told.
 			}
 			return err
 		}
@@ -475,8 +479,9 @@ func (x *execution) letGo() error {
 	x.renewal.stop()
 	x.renewal.wait()
 	if x.h.atMostOnce && !x.rec.noStore.Load() {
-		return x.complete(&response{})
+		return x.complete(&x.settling, &response{})
 	}
+	defer x.settling.stop()
 	if err := x.h.store.release(x.settling.begin(x.Context), x.name, x.claim); err != nil {
 		x.h.logFault(x.Context, "claim not released", x.name, err)
 		return err

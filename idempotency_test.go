@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -558,6 +559,30 @@ func TestLongBodyFingerprint(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A fingerprint that appends to the body leaves what lies behind it alone.
+func TestFingerprintThatAppends(t *testing.T) {
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithBufferLimit(4), idempotency.WithFingerprint(func(_ *http.Request, body []byte) []byte {
+		return append(body, "tenant"...)
+	}))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		require.NoError(t, err)
+		require.Equal(t, "0123456789", string(body))
+	}))
+	require.Equal(t, http.StatusOK, send(h, request("k", "0123456789")).Code)
+}
+
+// Stores hold fingerprints that other releases compare with.
+func TestFingerprintIsStable(t *testing.T) {
+	backend := &hooked{Backend: idempotency.NewMemory()}
+	var got [32]byte
+	backend.claim = func(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+		got = claim.Fingerprint
+		return backend.Backend.Claim(ctx, key, claim, lease)
+	}
+	send(idempotency.New(backend)(&payments{}), request("k", "amount=100"))
+	require.Equal(t, sha256.Sum256([]byte("\x04POST\x09/payments\x00\x0ccurrency=EUR\x00\x00amount=100")), got)
 }
 
 // A body that is cut at one limit is not another, which is whole at another limit.

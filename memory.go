@@ -249,7 +249,7 @@ func end(now int64, d time.Duration) int64 {
 func recordSize(claim Claim, resp *response) int64 {
 	n := recordOverhead + len(claim.Token)
 	if resp != nil {
-		n += cap(resp.buffer)
+		n += cap(resp.buffer) + fieldOverhead*(cap(resp.header)-len(resp.header))
 		for _, f := range resp.header {
 			n += fieldOverhead + len(f.name) + len(f.value)
 		}

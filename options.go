@@ -39,7 +39,7 @@ type config struct {
 	headerFilter func(name string) bool
 
 	failOpen     bool
-	errorHandler func(w http.ResponseWriter, r *http.Request, err error)
+	errorHandler func(w http.ResponseWriter, r *http.Request, err error) // nil is WriteError
 	observers    []func(ctx context.Context, e Event)
 	logger       *slog.Logger // nil is slog.Default()
 
@@ -59,7 +59,6 @@ func newConfig(opts []Option) config {
 		replayHeader: "Idempotent-Replayed",
 		contentTypes: []string{mediaTypeJSON},
 		headerFilter: func(name string) bool { return name != "Set-Cookie" },
-		errorHandler: WriteError,
 	}
 	for _, opt := range opts {
 		if opt == nil {
@@ -143,8 +142,8 @@ func WithScope(f func(*http.Request) string) Option {
 // WithFingerprint sets what must be the same in a retry: what f returns is
 // hashed and compared, and a key that comes with another fingerprint is refused
 // with 422 and [ErrKeyReused]. body is the request's body, or as much of it as
-// [WithBufferLimit] allows; f may neither keep nor change it, and must not read
-// r.Body. f is called from many goroutines. A nil f turns the comparison off,
+// [WithBufferLimit] allows; f may neither keep it, because its memory is used
+// again, nor change it, and must not read r.Body. f is called from many goroutines. A nil f turns the comparison off,
 // and the body is then not read before the handler reads it.
 //
 // The default is the method, the path (as the handler sees it, and as it was

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 )
 
 // documentation is where each sentinel is explained.
@@ -19,8 +20,8 @@ type problem struct {
 
 // body returns the problem as it is sent.
 func (p problem) body() []byte {
-	b, _ := json.Marshal(p) // A struct of texts and a number: it cannot fail.
-	return append(b, '\n')  // For whoever reads it in a terminal.
+	b, _ := json.Marshal(p)             // A struct of texts and a number: it cannot fail.
+	return slices.Clip(append(b, '\n')) // For whoever reads it in a terminal.
 }
 
 // refusal is the answer that stands for a sentinel.

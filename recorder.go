@@ -163,7 +163,7 @@ func (rec *recorder) mayStore(status int, header fields) bool {
 	rec.length = header.length()
 	// One that compression outside has set says nothing of this body.
 	encoding := header.named("Content-Encoding")
-	encoded := len(encoding) > 0 && !slices.Equal(encoding, rec.before.named("Content-Encoding"))
+	encoded := len(encoding) > 0 && !encoding[0].empty && !slices.Equal(encoding, rec.before.named("Content-Encoding"))
 	if status == http.StatusSwitchingProtocols || encoded || header.haveTrailers() {
 		return false
 	}
@@ -202,7 +202,7 @@ func (rec *recorder) storable() bool {
 	switch {
 	case rec.streaming, rec.noStore.Load():
 		return false
-	case !rec.header.equal(rec.Header()) && newFields(rec.Header()).haveTrailers():
+	case !rec.header.equal(rec.Header()) && hasLateTrailers(rec.Header()):
 		return false
 	case rec.length >= 0 && rec.length != int64(len(rec.body)):
 		return false
@@ -215,6 +215,17 @@ func (rec *recorder) storable() bool {
 	}
 	return rec.cfg.storesType(mediaTypeJSON) && json.Valid(rec.body) ||
 		len(rec.body) > 0 && rec.cfg.storesType(http.DetectContentType(rec.body))
+}
+
+// hasLateTrailers reports whether h has trailers that need no declaration, and may
+// have come after the header was written.
+func hasLateTrailers(h http.Header) bool {
+	for name := range h {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // response ends the recording: it returns what is to be stored, or nil.
@@ -283,7 +294,16 @@ func (rec *recorder) stream() error {
 	if !rec.header.equal(header) {
 		since := maps.Clone(header)
 		rec.header.restore(header)
-		defer maps.Copy(header, since) // What was set since may be trailers.
+		defer func() {
+			// What was set since may be trailers. What was not is as a writer
+			// outside has left it.
+			for name, values := range since {
+				was := rec.header.named(name)
+				if !was.are(values) && (was != nil || len(values) > 0) {
+					header[name] = values
+				}
+			}
+		}()
 	}
 	if !rec.implicit {
 		rec.w.WriteHeader(rec.status)

@@ -737,6 +737,64 @@ func TestReplayIsItsOwn(t *testing.T) {
 	}
 }
 
+// A Content-Encoding without a value is none.
+func TestEmptyContentEncodingIsStored(t *testing.T) {
+	for _, outside := range []string{"", "gzip"} {
+		p := &payments{}
+		inner := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Encoding"] = nil
+			p.ServeHTTP(w, r)
+		}))
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if outside != "" {
+				w.Header().Set("Content-Encoding", outside)
+			}
+			inner.ServeHTTP(w, r)
+		})
+		send(h, request("k", "b"))
+		require.Equal(t, `{"payment":1}`, send(h, request("k", "b")).Body.String())
+	}
+}
+
+// A Trailer that is declared after the header was written declares nothing.
+func TestLateTrailerIsNone(t *testing.T) {
+	p := &payments{}
+	h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.ServeHTTP(w, r)
+		w.Header().Set("Trailer", "X-Sum")
+		w.Header().Set("X-Sum", "1")
+	}))
+	send(h, request("k", "b"))
+	require.Equal(t, `{"payment":1}`, send(h, request("k", "b")).Body.String())
+}
+
+// TestLateHeaderLeavesOthersAlone has a writer outside that changes the header
+// when it is written, and sends it with the body.
+func TestLateHeaderLeavesOthersAlone(t *testing.T) {
+	inner := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", "3")
+		w.WriteHeader(http.StatusOK)
+		w.Header().Set("X-Late", "1")
+		w.Header()["X-None"] = nil
+		io.WriteString(w, "abc") // It is not JSON, and streams.
+	})
+	answer := func(h http.Handler) http.Header {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(&lengthless{ResponseWriter: w}, request("k", "b"))
+		return w.Header()
+	}
+	plain := answer(inner)
+	require.NotContains(t, plain, "Content-Length")
+	delete(plain, "X-None")
+	require.Equal(t, plain, answer(idempotency.New(idempotency.NewMemory())(inner)))
+}
+
+// lengthless takes the length away when the header is written.
+type lengthless struct{ http.ResponseWriter }
+
+func (w *lengthless) WriteHeader(status int) { w.Header().Del("Content-Length") }
+
 // What was added to one header of a refusal is not in another.
 func TestRefusalIsItsOwn(t *testing.T) {
 	h := idempotency.New(idempotency.NewMemory(), idempotency.WithErrorHandler(func(w http.ResponseWriter, r *http.Request, err error) {

@@ -19,22 +19,28 @@ type settling struct {
 	cancel context.CancelFunc
 }
 
-// begin begins the time, unless it has begun.
+// begin begins the time.
 func (s *settling) begin(values context.Context) context.Context {
-	if s.Context == nil {
-		s.Context, s.end = values, time.Now().Add(settleTime)
-	}
+	s.Context, s.end = values, time.Now().Add(settleTime)
 	return s
 }
 
-// stop lets go of the timer.
+// stop ends the context.
 func (s *settling) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cancel != nil {
-		s.cancel()
+	if s.timed == nil {
+		s.timed, s.cancel = stopped, func() {}
 	}
+	s.cancel()
 }
+
+// stopped is a context that has ended.
+var stopped = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
 
 func (s *settling) waitedFor() context.Context {
 	s.mu.Lock()

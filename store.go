@@ -109,7 +109,7 @@ type response struct {
 }
 
 // body returns the body, which is read only.
-func (r *response) body() []byte { return r.buffer[r.lead:] }
+func (r *response) body() []byte { return r.buffer[r.lead:len(r.buffer):len(r.buffer)] }
 
 // newResponse returns a copy of resp.
 func newResponse(resp *Response) *response {
