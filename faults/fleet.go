@@ -124,11 +124,13 @@ func (f *fleet) leftovers(within time.Duration) ([]leftover, error) {
 	for i, m := range f.servers {
 		l := &all[i]
 		l.process, l.baseline = m.name, m.baseline
-		err := eventually(within, func(ctx context.Context) (err error) {
+		err := eventually(within, func(ctx context.Context) error {
 			f.client.CloseIdleConnections()
-			if l.quiet, err = readState(ctx, f.client, m.addr); err != nil {
-				return err
+			state, err := readState(ctx, f.client, m.addr)
+			if err != nil {
+				return err // The last state that was read stands.
 			}
+			l.quiet = state
 			if l.quiet.Outstanding > 0 || l.quiet.Goroutines > l.baseline.Goroutines+goroutineSlack {
 				return fmt.Errorf("server %s is not quiet", m.name)
 			}
