@@ -5,7 +5,6 @@
 package redistest
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -20,6 +19,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // Variable names a Redis to test against, as a redis:// URL.
@@ -117,30 +118,8 @@ func requireRedisServer(t testing.TB) {
 type Server struct {
 	addr     string
 	password string
-	dir      string
-	parent   *exec.Cmd
-	output   bytes.Buffer  // what the server said; to be read when it is gone
-	alive    *os.File      // The server is killed when this is closed.
-	gone     chan struct{} // It is closed when the parent has ended, and the server before it.
-	stopOnce sync.Once
+	process  *leash.Server
 }
-
-// serverScript is the parent of a server. It kills the server when its standard
-// input ends: when this process closes the other end of the pipe, or ends in
-// whatever way. A signal to the whole process group, such as a Ctrl-C, does not
-// keep it from doing so. The server has nothing to save.
-const serverScript = `
-trap '' HUP INT QUIT TERM
-exec 3<&0
-redis-server "$1/redis.conf" >"$1/output" 2>&1 3<&- &
-server=$!
-{ read -r line <&3; kill -KILL "$server"; } &
-watcher=$!
-wait "$server"
-kill -KILL "$watcher"
-cat "$1/output"
-rm -rf "$1"
-`
 
 // startServer starts a Redis on a free port. Another process may take the port
 // before the server does, so it tries more than once.
@@ -157,11 +136,11 @@ func startServer(config ...string) (*Server, error) {
 }
 
 func tryServer(config []string) (*Server, error) {
-	addr, err := freeAddr()
+	addr, err := leash.FreeAddr()
 	if err != nil {
 		return nil, err
 	}
-	bus, err := freeAddr() // It is used with cluster-enabled.
+	bus, err := leash.FreeAddr() // It is used with cluster-enabled.
 	if err != nil {
 		return nil, err
 	}
@@ -170,47 +149,26 @@ func tryServer(config []string) (*Server, error) {
 		return nil, err
 	}
 	// With the password, no other server can be taken for this one.
-	server := &Server{addr: addr.String(), password: rand.Text(), dir: dir, gone: make(chan struct{})}
+	server := &Server{addr: addr.String(), password: rand.Text()}
 	text := fmt.Sprintf("bind 127.0.0.1\nport %d\nrequirepass %s\ndir \"%s\"\nsave \"\"\nappendonly no\ndaemonize no\ncluster-port %d\n",
 		addr.Port, server.password, dir, bus.Port)
 	for _, line := range config {
 		text += line + "\n"
 	}
-	if err := os.WriteFile(filepath.Join(dir, "redis.conf"), []byte(text), 0o600); err != nil {
+	settings := filepath.Join(dir, "redis.conf")
+	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	read, write, err := os.Pipe()
+	// The server has nothing to save.
+	server.process, err = leash.Start(dir, "KILL", nil, "redis-server", settings)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	// The server does not inherit this process's output: go test would wait for
-	// its end.
-	server.parent = exec.Command("sh", "-c", serverScript, "sh", dir)
-	server.parent.Stdin = read
-	server.parent.Stdout = &server.output
-	server.alive = write
-	err = server.parent.Start()
-	read.Close()
-	if err != nil {
-		return nil, errors.Join(err, write.Close(), os.RemoveAll(dir))
-	}
-	go func() {
-		_ = server.parent.Wait() // Its status is that of the script's last command.
-		close(server.gone)
-	}()
 	if err := server.waitUntilUp(); err != nil {
 		server.Stop()
-		return nil, fmt.Errorf("redis-server did not start: %w\n%s", err, server.output.String())
+		return nil, fmt.Errorf("redis-server did not start: %w\n%s", err, server.process.Output())
 	}
 	return server, nil
-}
-
-func freeAddr() (*net.TCPAddr, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	return listener.Addr().(*net.TCPAddr), listener.Close()
 }
 
 // waitUntilUp pings until the server answers, or has ended.
@@ -228,7 +186,7 @@ func (s *Server) waitUntilUp() error {
 			}
 		}
 		select {
-		case <-s.gone:
+		case <-s.process.Gone():
 			return errors.Join(errors.New("it ended"), err)
 		case <-ctx.Done():
 			return err
@@ -254,7 +212,4 @@ func (s *Server) Client(t testing.TB) *redis.Client {
 }
 
 // Stop kills the server and waits for its end. A second call does nothing.
-func (s *Server) Stop() {
-	s.stopOnce.Do(func() { s.alive.Close() })
-	<-s.gone
-}
+func (s *Server) Stop() { s.process.Stop() }
