@@ -54,6 +54,38 @@ type Backend interface {
 	Release(ctx context.Context, key string, claim Claim) error
 }
 
+// A Transactor is a Backend whose handlers write in a transaction that commits
+// together with their response, or not at all: a request is processed exactly
+// once, as far as what it does are those writes. [New] finds out by itself that
+// its backend is one. The middleware then does some things differently:
+//
+//   - Complete, given a context with the values of Begin's, commits. A response
+//     that could not be completed is not sent: the client gets 503
+//     ([ErrNotCommitted]), or 409 where the claim was lost, and its retry finds
+//     nothing done. Complete returns an error that wraps ErrNotCommitted, which
+//     is not retried, where it is certain that nothing was committed. After any
+//     other error it is called again, and looks up what became of the first
+//     call.
+//   - Release, given such a context, undoes what the handler wrote, whether or
+//     not the claim is still its own. It is called whenever the response is not
+//     stored: by [NoStore] or [WithStoreIf], after a panic, and for every status
+//     of 500 and more.
+//   - Complete with Status 0 (see [WithAtMostOnce]) undoes it too.
+//   - Every type of response is stored, unless [WithContentTypes] is given. A
+//     response of a status below 400 that cannot be stored (a body over the
+//     limit, a Content-Encoding, trailers, a hijacked connection; another type, or
+//     what [WithStoreIf] refuses) is not sent, because what it tells of was
+//     undone: the client gets 500. With NoStore it is sent.
+type Transactor interface {
+	Backend
+
+	// Begin is called once for each claim that was claimed, before its handler
+	// runs. It returns ctx with what the handler needs to write in the
+	// transaction, and the calls that settle the claim to find it again. It does
+	// not wait: a transaction begins when the handler first asks for it.
+	Begin(ctx context.Context, key string, claim Claim) context.Context
+}
+
 // A Claim is what a request puts into a Backend before its handler runs.
 type Claim struct {
 	// Token is the claim's identity: two claims are the same if their tokens
@@ -104,6 +136,10 @@ var (
 	// ErrBodyUnreadable is a request whose body broke off while it was read.
 	// The client gets 400, or 413 where the cause is an [http.MaxBytesError].
 	ErrBodyUnreadable = errors.New("idempotency: request body unreadable")
+	// ErrNotCommitted is a request whose handler ran in the transaction of a
+	// [Transactor] that did not commit, or is not known to have. The client
+	// gets 503 with Retry-After.
+	ErrNotCommitted = errors.New("idempotency: transaction not committed")
 	// ErrUnavailable is a backend that failed before the handler ran. The
 	// client gets 503 with Retry-After.
 	ErrUnavailable = errors.New("idempotency: backend unavailable")

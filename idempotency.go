@@ -86,20 +86,22 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 	if isNil(backend) {
 		panic("idempotency: New: nil backend")
 	}
-	c := newConfig(opts)
+	transactor, transactional := backend.(Transactor)
+	c := newConfig(opts, transactional)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, store: newStore(backend), next: next}
+		return &handler{config: c, store: newStore(backend), transactor: transactor, next: next}
 	}
 }
 
 // handler is the middleware around one http.Handler.
 type handler struct {
 	config
-	store store
-	next  http.Handler
+	store      store
+	transactor Transactor // nil for any other backend
+	next       http.Handler
 }
 
 // exchange is a request with a key, on its way through the middleware.
@@ -206,7 +208,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) {
 	case err != nil:
 		x.unavailable(w, r, body, err)
 	case claimed:
-		x.execution(context.WithoutCancel(r.Context())).run(w, r, body)
+		x.execution(x.begin(context.WithoutCancel(r.Context()))).run(w, r, body)
 	case !x.sameRequest(held):
 		x.refuse(w, r, Reused, ErrKeyReused)
 	case held.response == nil:
@@ -345,6 +347,14 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
+// begin adds to the handler's context what a Transactor hands to it.
+func (x *exchange) begin(ctx context.Context) context.Context {
+	if x.h.transactor == nil {
+		return ctx
+	}
+	return x.h.transactor.Begin(ctx, x.name.String(), x.claim)
+}
+
 // execution makes an execution of the exchange, with the values of ctx.
 func (x *exchange) execution(ctx context.Context) *execution {
 	return &execution{exchange: *x, Context: ctx}
@@ -384,7 +394,7 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 		// A panic is told from a return without recover, so that it goes on up
 		// with its value and its stack.
 		if !returned {
-			err := x.letGo()
+			err := x.letGo(&x.settling)
 			x.observe(Panicked, x.rec.sentStatus(), err)
 		}
 	}()
@@ -394,13 +404,35 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 
 	outcome, err := NotStored, error(nil)
 	if resp == nil {
-		err = x.letGo()
+		err = x.letGo(&x.settling)
 	} else if err = x.complete(&x.settling, resp); err == nil {
 		outcome = Stored
 	}
 	x.renewal.stop() // The client may take long to read.
 	x.observe(outcome, x.rec.status, err)
+	if x.h.transactional && resp != nil && err != nil {
+		_ = x.letGo(new(settling)) // A retry need not wait for the lease.
+		x.takeBack(w, r, Failed, notCommitted(err))
+		return
+	}
 	x.rec.send(resp != nil)
+	if x.rec.withheld {
+		x.h.logFault(x.Context, "response neither stored nor sent", x.name, errWithheld)
+		x.takeBack(w, r, NotStored, errWithheld)
+	}
+}
+
+// takeBack answers in place of a handler whose response tells of what was undone.
+func (x *execution) takeBack(w http.ResponseWriter, r *http.Request, outcome Outcome, err error) {
+	x.rec.before.restore(w.Header())
+	x.refuse(w, r, outcome, err)
+}
+
+func notCommitted(err error) error {
+	if errors.Is(err, ErrNotCommitted) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNotCommitted, err)
 }
 
 // runUnprotected runs the handler without a claim: cause is why there is none.
@@ -450,7 +482,7 @@ func (x *execution) complete(s *settling, resp *response) error {
 		if err == nil {
 			return nil
 		}
-		final := errors.Is(err, ErrClaimLost) || errors.Is(err, ErrFull)
+		final := errors.Is(err, ErrClaimLost) || errors.Is(err, ErrFull) || errors.Is(err, ErrNotCommitted)
 		if final || !sleep(ctx, pause) {
 			x.h.logFault(x.Context, "response not stored", x.name, err)
 			if x.h.atMostOnce && resp.status != 0 && errors.Is(err, ErrFull) {
@@ -475,14 +507,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // letGo ends a claim without a response: it frees the key or, where a handler
 // must not start twice, marks it.
-func (x *execution) letGo() error {
+func (x *execution) letGo(s *settling) error {
 	x.renewal.stop()
 	x.renewal.wait()
 	if x.h.atMostOnce && !x.rec.noStore.Load() {
-		return x.complete(&x.settling, &response{})
+		return x.complete(s, &response{})
 	}
-	defer x.settling.stop()
-	if err := x.h.store.release(x.settling.begin(x.Context), x.name, x.claim); err != nil {
+	defer s.stop()
+	if err := x.h.store.release(s.begin(x.Context), x.name, x.claim); err != nil {
 		x.h.logFault(x.Context, "claim not released", x.name, err)
 		return err
 	}

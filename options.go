@@ -43,13 +43,14 @@ type config struct {
 	observers    []func(ctx context.Context, e Event)
 	logger       *slog.Logger // nil is slog.Default()
 
-	// What follows from the settings.
-	hold       time.Duration // how long a claim lasts unless it is renewed
-	renewEvery time.Duration
+	// What follows from the settings and the backend.
+	transactional bool          // see Transactor
+	hold          time.Duration // how long a claim lasts unless it is renewed
+	renewEvery    time.Duration
 }
 
 // newConfig applies the options to the defaults and checks the result.
-func newConfig(opts []Option) config {
+func newConfig(opts []Option, transactional bool) config {
 	c := config{
 		header:       "Idempotency-Key",
 		methods:      []string{http.MethodPost, http.MethodPatch},
@@ -57,8 +58,9 @@ func newConfig(opts []Option) config {
 		bufferLimit:  1 << 20,
 		expiry:       24 * time.Hour,
 		replayHeader: "Idempotent-Replayed",
-		contentTypes: []string{mediaTypeJSON},
 		headerFilter: func(name string) bool { return name != "Set-Cookie" },
+
+		transactional: transactional,
 	}
 	for _, opt := range opts {
 		if opt == nil {
@@ -67,6 +69,9 @@ func newConfig(opts []Option) config {
 		opt(&c)
 	}
 	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
+	if c.contentTypes == nil {
+		c.contentTypes, c.everyType = []string{mediaTypeJSON}, transactional
+	}
 	c.hold = c.lease
 	if c.atMostOnce {
 		c.hold = c.expiry
@@ -227,7 +232,7 @@ func WithReplayHeader(name string) Option {
 // with a valid JSON body only. "*" stores every response, whatever its type and
 // body, those without a body too. A response without a Content-Type counts by
 // what it begins with, as [http.DetectContentType] has it, and as JSON if it is
-// valid JSON. The default is "application/json".
+// valid JSON. The default is "application/json"; with a [Transactor], "*".
 func WithContentTypes(types ...string) Option {
 	return func(c *config) {
 		must(len(types) > 0, "WithContentTypes", "no type")

@@ -54,6 +54,8 @@ var refusals = []*refusal{
 		"The request's body ended before it was complete. Nothing was processed. Send the request again with the same key."),
 	newRefusal(ErrClaimLost, "ErrClaimLost", "Claim lost", http.StatusConflict, true,
 		"Another request with this idempotency key has taken over. Send the same request with the same key again to get its response."),
+	newRefusal(ErrNotCommitted, "ErrNotCommitted", "Not committed", http.StatusServiceUnavailable, true,
+		"The request could not be completed. Send the same request with the same key again: it gets the response if there is one after all, or is processed from the beginning."),
 	newRefusal(ErrUnavailable, "ErrUnavailable", "Idempotency store unavailable", http.StatusServiceUnavailable, true,
 		"The idempotency key could not be checked. Nothing was processed. Send the same request with the same key again."),
 	newRefusal(ErrFull, "ErrFull", "Idempotency store full", http.StatusServiceUnavailable, true,

@@ -3,6 +3,7 @@ package idempotency
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ type recorder struct {
 	before fields // what outside had set before the handler ran
 
 	streaming bool
+	withheld  bool // what would be streamed is dropped, see pass
 	hijacked  bool
 	status    int    // 0 until the handler has written its header
 	header    fields // as it stood then, while the response is held
@@ -79,11 +81,26 @@ func (rec *recorder) begin(status int) {
 		rec.header = header
 		return
 	}
-	rec.streaming = true
+	rec.pass()
 	if !rec.implicit {
 		rec.w.WriteHeader(status)
 	}
 }
+
+// pass sets the recorder to pass on what follows; or to drop it, where a
+// response that tells of success cannot be stored and what its handler wrote is
+// undone for it.
+func (rec *recorder) pass() {
+	if rec.transactional() && !rec.streaming && rec.status < http.StatusBadRequest && !rec.noStore.Load() {
+		rec.withheld = true
+		rec.w = dropped{rec.w.Header()}
+	}
+	rec.streaming = true
+}
+
+// transactional reports whether what the handler writes is undone where its
+// response is not stored.
+func (rec *recorder) transactional() bool { return rec.cfg != nil && rec.cfg.transactional }
 
 // ensureHeader takes the header of a handler that has not written one: net/http
 // does so at the first Write or Flush, or when the handler returns.
@@ -146,6 +163,9 @@ func (rec *recorder) FlushError() error {
 }
 
 func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if rec.transactional() {
+		return nil, nil, errWithheld
+	}
 	if rec.status != 0 && !rec.streaming {
 		if err := rec.stream(); err != nil {
 			return nil, nil, err
@@ -166,6 +186,9 @@ func (rec *recorder) mayStore(status int, header fields) bool {
 	encoded := len(encoding) > 0 && !encoding[0].empty && !slices.Equal(encoding, rec.before.named("Content-Encoding"))
 	if status == http.StatusSwitchingProtocols || encoded || header.haveTrailers() {
 		return false
+	}
+	if rec.cfg.transactional && status >= http.StatusInternalServerError {
+		return false // A handler that fails asks for what it wrote to be undone.
 	}
 	contentType := header.get("Content-Type")
 	if !rec.cfg.everyType && contentType != "" && !rec.cfg.storesType(contentType) {
@@ -280,15 +303,28 @@ func (rec *recorder) send(stored bool) {
 
 // sentStatus returns the status code that the client was sent, or 0.
 func (rec *recorder) sentStatus() int {
-	if !rec.streaming {
+	if !rec.streaming || rec.withheld {
 		return 0
 	}
 	return rec.status
 }
 
+// errWithheld is what a handler gets that writes on, and what its event and the
+// log tell.
+var errWithheld = errors.New("idempotency: a response below 400 that cannot be stored is not sent, because what its handler wrote is undone (see Transactor)")
+
+// dropped is a ResponseWriter that sends nothing.
+type dropped struct{ header http.Header }
+
+func (d dropped) Header() http.Header { return d.header }
+
+func (dropped) WriteHeader(int) {}
+
+func (dropped) Write([]byte) (int, error) { return 0, errWithheld }
+
 // stream sends what is held, and sets the recorder to pass on what follows.
 func (rec *recorder) stream() error {
-	rec.streaming = true
+	rec.pass()
 	// The handler's header goes as it stood when it was written.
 	header := rec.Header()
 	if !rec.header.equal(header) {

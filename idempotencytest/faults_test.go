@@ -178,6 +178,20 @@ var faults = []struct{ fault, fails string }{
 	{"Renew of a claim is not atomic", "renew-atomic"},
 	{"Release is not atomic", "release-atomic"},
 	{"every 20th Claim of a held key gets it", "hammer *"},
+	{"Begin loses the context's values", "begin"},
+	{"Begin's context has ended", "begin ?begin-complete ?begin-release ?begin-lost ?begin-outstanding ?begin-nested"},
+	{"Begin's context does not end", "begin"},
+	{"Begin releases the claim", "begin begin-lost begin-outstanding begin-nested"},
+	{"Complete after Begin stores nothing", "begin-complete begin-release begin-lost begin-nested"},
+	{"Complete after Begin stores no mark", "begin-complete"},
+	{"Complete after Begin is refused when repeated", "begin-complete"},
+	{"Release after Begin does nothing", "begin-release begin-nested"},
+	{"Release after Begin of nothing is an error", "begin-release begin-lost"},
+	{"Complete after Begin is not fenced", "begin-lost"},
+	{"Complete after Begin by another is silent", "begin-lost"},
+	{"Claim waits for what was begun", "begin-outstanding *"},
+	{"Renew after Begin does nothing", "begin-outstanding"},
+	{"what was begun within another is settled for that one", "begin-nested"},
 }
 
 // faultVariable has the fault of the model that TestFaulty runs the suite on.
@@ -189,7 +203,7 @@ func TestFaulty(t *testing.T) {
 	if !ok {
 		t.Skip("run by TestFaults")
 	}
-	idempotencytest.RunFast(t, func(*testing.T) idempotency.Backend { return newModel(fault) })
+	idempotencytest.RunFast(t, func(*testing.T) idempotency.Backend { return newFaulty(fault) })
 }
 
 var failedCase = regexp.MustCompile(`(?m)^ *--- FAIL: TestFaulty/(\S+)`)

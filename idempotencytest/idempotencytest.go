@@ -35,6 +35,12 @@
 // store whose clock stands still, such as miniredis, needs a goroutine that
 // advances it.
 //
+// # Transactors
+//
+// A backend that is an [idempotency.Transactor] has further cases, whose names
+// begin with "begin". That what its handlers write commits together with their
+// response, or not at all, is for its own tests.
+//
 // # What is not tested
 //
 // The suite cannot fill a store, restart it or cut its network. That a full
@@ -79,7 +85,18 @@ type timing struct {
 func Run(t *testing.T, newBackend func(t *testing.T) idempotency.Backend) {
 	t.Helper()
 	timing := timing{soon: 50 * time.Millisecond, patience: 10 * time.Second, prompt: 30 * time.Second}
+	transactor := false
 	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			backend := newBackend(t)
+			_, transactor = backend.(idempotency.Transactor)
+			c.test(t, backend, timing)
+		})
+	}
+	if !transactor {
+		return
+	}
+	for _, c := range transactorCases {
 		t.Run(c.name, func(t *testing.T) { c.test(t, newBackend(t), timing) })
 	}
 }

@@ -36,11 +36,11 @@ func TestShared(t *testing.T) {
 func TestFreedoms(t *testing.T) {
 	for _, freedom := range []string{
 		"", // None is taken.
-		wrapsErrors, roundsUp, isSlow, ignoresContexts, extendsOwnClaim, swapsNilAndEmpty,
+		wrapsErrors, roundsUp, isSlow, ignoresContexts, extendsOwnClaim, swapsNilAndEmpty, isTransactor,
 	} {
 		t.Run(freedom, func(t *testing.T) {
 			t.Parallel()
-			idempotencytest.RunFast(t, func(*testing.T) idempotency.Backend { return newModel(freedom) })
+			idempotencytest.RunFast(t, func(*testing.T) idempotency.Backend { return newFaulty(freedom) })
 		})
 	}
 }
