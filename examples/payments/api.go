@@ -32,11 +32,13 @@ type api struct {
 	log      *slog.Logger
 }
 
-// handler puts the API together. Authentication stands outside the middleware,
-// which takes the scope of a key from it.
+// handler puts the API together, and its page in front. Authentication stands
+// outside the middleware, which takes the scope of a key from it.
 func (a *api) handler(backend idempotency.Backend) http.Handler {
+	paid := runs{of: make(map[string]int)}
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /payments", a.pay)
+	mux.HandleFunc("POST /payments", paid.counted(a.pay))
+	mux.HandleFunc("GET /runs", paid.get) // how often the handler for payments ran
 	mux.HandleFunc("GET /payments", a.list)
 	mux.HandleFunc("GET /payments/{id}", a.get)
 	mux.HandleFunc("POST /payments/{id}/refunds", a.refund)
@@ -53,7 +55,7 @@ func (a *api) handler(backend idempotency.Backend) http.Handler {
 				"path", e.Request.URL.Path, "outcome", e.Outcome, "status", e.Status, "took", e.Duration)
 		}),
 	)
-	return authenticate(http.MaxBytesHandler(once(mux), maxBody))
+	return withPage(authenticate(http.MaxBytesHandler(once(mux), maxBody)))
 }
 
 // accounts has the demo's API tokens. A service keeps hashes of them.

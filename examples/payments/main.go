@@ -5,7 +5,8 @@
 //	go run ./examples/payments
 //	go run ./examples/payments -redis redis://127.0.0.1:6379/0 -addr 127.0.0.1:8081
 //
-// It prints curl lines to try. On Redis, several copies share one truth.
+// It prints curl lines to try, and serves a page at / that does the same by
+// buttons. On Redis, several copies share one truth.
 package main
 
 import (
@@ -140,6 +141,8 @@ func connect(ctx context.Context, url string) (*redis.Client, error) {
 // intro is what a reader pastes into another terminal. Its keys are new at each
 // start, so that the answers are those that the comments tell.
 const intro = `Payments at URL, kept WHERE. Ctrl-C stops. To try:
+
+# The same by buttons, and what became of each request: open URL/ in a browser.
 
 # Pay: 201.
 curl -i URL/payments -H 'Authorization: Bearer alice-secret' -H 'Idempotency-Key: order-NUM-1' --json '{"amount": 1250, "currency": "EUR", "card": "tok_visa"}'
