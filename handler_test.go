@@ -231,6 +231,21 @@ func TestHandlerContext(t *testing.T) {
 			require.Equal(t, http.StatusOK, send(h, request("k", "b").WithContext(ctx)).Code)
 		})
 	})
+	t.Run("does not end at the deadline before the request's own", func(t *testing.T) {
+		// A layer outside asks its own context whether time ran out. If it had not
+		// ended yet, chi's Timeout would answer an empty 200 in place of a 504.
+		for range 200 {
+			synctest.Test(t, func(t *testing.T) {
+				h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					<-r.Context().Done()
+				}))
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				send(h, request("k", "b").WithContext(ctx))
+				cancel()
+				require.ErrorIs(t, ctx.Err(), context.DeadlineExceeded)
+			})
+		}
+	})
 	t.Run("outlives the client, whose retry finds the answer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := &payments{}

@@ -394,11 +394,18 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 		// A panic is told from a return without recover, so that it goes on up
 		// with its value and its stack.
 		if !returned {
+			status := x.rec.sentStatus()
+			x.rec.abandon()
 			err := x.letGo(&x.settling)
-			x.observe(Panicked, x.rec.sentStatus(), err)
+			x.observe(Panicked, status, err)
 		}
 	}()
 	x.next(r, ctx, body)
+	if ctx.Err() == context.DeadlineExceeded {
+		// Whoever set the deadline will ask a context whose timer is due now too,
+		// but may be a moment later than the handler's.
+		sleep(r.Context(), time.Second)
+	}
 	resp := x.rec.response()
 	returned = true
 

@@ -93,7 +93,7 @@ func (rec *recorder) begin(status int) {
 func (rec *recorder) pass() {
 	if rec.transactional() && !rec.streaming && rec.status < http.StatusBadRequest && !rec.noStore.Load() {
 		rec.withheld = true
-		rec.w = dropped{rec.w.Header()}
+		rec.w = dropped{rec.w}
 	}
 	rec.streaming = true
 }
@@ -309,14 +309,24 @@ func (rec *recorder) sentStatus() int {
 	return rec.status
 }
 
+// abandon drops what is held, or withheld, for a handler that has panicked.
+// Whoever recovers outside may have no other writer to answer with, as Echo has
+// not.
+func (rec *recorder) abandon() {
+	if rec.withheld {
+		rec.w, rec.streaming = rec.w.(dropped).ResponseWriter, false
+	}
+	if !rec.streaming {
+		rec.streaming, rec.status, rec.body = true, 0, nil
+	}
+}
+
 // errWithheld is what a handler gets that writes on, and what its event and the
 // log tell.
 var errWithheld = errors.New("idempotency: a response below 400 that cannot be stored is not sent, because what its handler wrote is undone (see Transactor)")
 
 // dropped is a ResponseWriter that sends nothing.
-type dropped struct{ header http.Header }
-
-func (d dropped) Header() http.Header { return d.header }
+type dropped struct{ http.ResponseWriter }
 
 func (dropped) WriteHeader(int) {}
 

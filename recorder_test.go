@@ -684,6 +684,37 @@ func TestNothingWritten(t *testing.T) {
 	}
 }
 
+// TestRecovererWithTheHandlersWriter has a recoverer outside answer through the
+// writer that the handler had, because it knows no other.
+func TestRecovererWithTheHandlersWriter(t *testing.T) {
+	for _, before := range []string{"nothing", "a header", "an answer"} {
+		t.Run("the handler had written "+before, func(t *testing.T) {
+			var written http.ResponseWriter
+			h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				written = w
+				if before != "nothing" {
+					w.WriteHeader(http.StatusCreated)
+				}
+				if before == "an answer" {
+					_, _ = w.Write([]byte(`{"payment":1}`))
+				}
+				panic("boom")
+			}))
+			w := httptest.NewRecorder()
+			func() {
+				defer func() {
+					_ = recover()
+					written.WriteHeader(http.StatusInternalServerError)
+					_, _ = written.Write([]byte(`{"error":"it broke"}`))
+				}()
+				h.ServeHTTP(w, request("k", "b"))
+			}()
+			require.Equal(t, http.StatusInternalServerError, w.Code)
+			require.Equal(t, `{"error":"it broke"}`, w.Body.String())
+		})
+	}
+}
+
 // TestPanicInStoreIf has a recoverer inside, which answers all the same.
 func TestPanicInStoreIf(t *testing.T) {
 	for contentType, body := range map[string]string{"application/json": `{"error":true}`, "text/plain": "error"} {

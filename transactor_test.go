@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -219,17 +220,24 @@ func below(limit int) func(int, http.Header) bool {
 
 func TestTransactorUndoesAPanic(t *testing.T) {
 	l, es := newLedger(never), &events{}
+	var written http.ResponseWriter
 	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
+		written = w
 		fmt.Fprint(w, strings.Repeat("x", 2000)) // It is withheld.
 		panic("boom")
 	}}
+	w := httptest.NewRecorder()
 	h := idempotency.New(l, es.option(), idempotency.WithBufferLimit(1000))(a)
-	require.PanicsWithValue(t, "boom", func() { send(h, request("k", "b")) })
+	require.PanicsWithValue(t, "boom", func() { h.ServeHTTP(w, request("k", "b")) })
 	event, _ := es.last(t)
 	require.Equal(t, idempotency.Panicked, event.Outcome)
 	require.Zero(t, event.Status)
 	require.Empty(t, l.written)
 	require.EqualValues(t, 1, l.releases.Load())
+
+	http.Error(written, "it broke", http.StatusInternalServerError) // By a recoverer outside.
+	require.Equal(t, http.StatusInternalServerError, w.Code)
+	require.Equal(t, "it broke\n", w.Body.String())
 }
 
 // A handler whose response cannot be sent learns of it, and cannot get around it.
