@@ -72,10 +72,14 @@ type Backend interface {
 //     of 500 and more.
 //   - Complete with Status 0 (see [WithAtMostOnce]) undoes it too.
 //   - Every type of response is stored, unless [WithContentTypes] is given. A
-//     response of a status below 400 that cannot be stored (a body over the
-//     limit, a Content-Encoding, trailers, a hijacked connection; another type, or
-//     what [WithStoreIf] refuses) is not sent, because what it tells of was
-//     undone: the client gets 500. With NoStore it is sent.
+//     response of a status below 400 that is not stored (a body over the limit, a
+//     Content-Encoding, trailers; another type, or what [WithStoreIf] refuses; one
+//     whose handler had a request refused by middleware inside) is not sent,
+//     because what it tells of was undone: the client gets 500. With NoStore it
+//     is sent.
+//   - A connection cannot be hijacked.
+//   - Middleware inside the handler with a backend of its own stores on its own:
+//     what it stored stays where the transaction around it is undone.
 type Transactor interface {
 	Backend
 

@@ -44,11 +44,14 @@ func DeriveKey(ctx context.Context, name string) string {
 
 // NoStore says, inside the handler, that this response is not to be stored and
 // the key is to be let go of, so that a retry runs the handler again: after a
-// time-out upstream, say, before anything was done. It takes effect until the
+// time-out upstream, say, before anything was done. The key's fingerprint is
+// forgotten with it: the next request with the key may be another one. Where the
+// outcome is unknown, answer without it. It takes effect until the
 // handler returns, and may be called from any goroutine. Without a key it does
 // nothing.
 func NoStore(ctx context.Context) {
 	for x := fromContext(ctx); x != nil; x = x.outer {
+		x.rec.asked.Store(true)
 		x.rec.noStore.Store(true)
 	}
 }

@@ -33,7 +33,8 @@ const (
 	// Stored is a request whose handler ran and whose response was stored.
 	Stored Outcome = "stored"
 	// NotStored is a request whose handler ran and whose response was not
-	// stored; Err is set where it should have been.
+	// stored; Err is set where it should have been. With a [Transactor] one below
+	// 400 that could not be stored was not sent either: 500.
 	NotStored Outcome = "not_stored"
 	// Panicked is a request whose handler did not return.
 	Panicked Outcome = "panicked"
@@ -49,7 +50,9 @@ const (
 	// whose body broke off (400 or 413).
 	Rejected Outcome = "rejected"
 	// Failed is a request that was refused because the backend failed, or because
-	// its client left before the key was claimed: 503.
+	// its client left before the key was claimed: 503. With a [Transactor] it is
+	// also one whose handler ran and whose transaction did not commit: 503, or 409
+	// where the claim was lost.
 	Failed Outcome = "failed"
 	// Unprotected is a request whose handler ran although the backend failed;
 	// see [WithFailOpen].

@@ -1436,6 +1436,16 @@ func TestErrorHandler(t *testing.T) {
 	require.ErrorIs(t, got[1], idempotency.ErrKeyInvalid)
 }
 
+// Nothing written would be a 200.
+func TestErrorHandlerThatWritesNothing(t *testing.T) {
+	es := &events{}
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithRequired(), es.option(),
+		idempotency.WithErrorHandler(func(http.ResponseWriter, *http.Request, error) {}))(&payments{})
+	requireProblem(t, send(h, request("", "b")), http.StatusBadRequest, "ErrKeyMissing")
+	event, _ := es.last(t)
+	require.Equal(t, http.StatusBadRequest, event.Status)
+}
+
 func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type ctxKey struct{}

@@ -25,7 +25,8 @@
 // Before that a malformed key is refused with 422 [ErrKeyInvalid], and a body
 // that breaks off with 400 [ErrBodyUnreadable].
 //
-// Only valid JSON responses are stored, for 24 hours; see the options.
+// Only valid JSON responses are stored, for 24 hours; see the options. A backend
+// that is a [Transactor] stores every type.
 //
 // # The handler
 //
@@ -70,6 +71,9 @@ const (
 	// releaseGrace is how long an answer waits for the release of a claim that
 	// failed: a backend that hangs takes no more of the client's time.
 	releaseGrace = 200 * time.Millisecond
+	// deadlineGrace is how long a request's own deadline may come after its
+	// handler's, which is due at the same time.
+	deadlineGrace = 100 * time.Millisecond
 	// The pauses between tries to complete, and between looks while waiting,
 	// double from the first to the last.
 	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
@@ -293,7 +297,9 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcom
 	}
 	rec := &recorder{w: w, streaming: true}
 	answer(rec, r, err)
-	rec.ensureHeader()
+	if rec.status == 0 && !rec.hijacked {
+		WriteError(rec, r, err) // Nothing written would be a 200.
+	}
 	x.observe(outcome, rec.status, err)
 }
 
@@ -404,7 +410,7 @@ func (x *execution) run(w http.ResponseWriter, r *http.Request, body []byte) {
 	if ctx.Err() == context.DeadlineExceeded {
 		// Whoever set the deadline will ask a context whose timer is due now too,
 		// but may be a moment later than the handler's.
-		sleep(r.Context(), time.Second)
+		sleep(r.Context(), deadlineGrace)
 	}
 	resp := x.rec.response()
 	returned = true

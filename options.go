@@ -280,9 +280,9 @@ func WithFailOpen() Option {
 }
 
 // WithErrorHandler sets what answers a request that the middleware refuses. err
-// wraps one of this package's sentinels. f is called from many goroutines; it
+// wraps one of this package's sentinels, but for the 500 of a [Transactor]. f is called from many goroutines; it
 // writes the whole answer, and may delegate to [WriteError], which is the
-// default.
+// default, and also answers where f writes nothing.
 func WithErrorHandler(f func(w http.ResponseWriter, r *http.Request, err error)) Option {
 	return func(c *config) {
 		must(f != nil, "WithErrorHandler", "nil function")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -39,7 +40,8 @@ type recorder struct {
 	stored    response
 	room      [1]string // for the length that is sent
 
-	noStore atomic.Bool // see NoStore
+	noStore atomic.Bool // see NoStore; a refusal within sets it too
+	asked   atomic.Bool // NoStore was called
 }
 
 var (
@@ -91,7 +93,7 @@ func (rec *recorder) begin(status int) {
 // response that tells of success cannot be stored and what its handler wrote is
 // undone for it.
 func (rec *recorder) pass() {
-	if rec.transactional() && !rec.streaming && rec.status < http.StatusBadRequest && !rec.noStore.Load() {
+	if rec.transactional() && !rec.streaming && rec.status < http.StatusBadRequest && !rec.asked.Load() {
 		rec.withheld = true
 		rec.w = dropped{rec.w}
 	}
@@ -164,7 +166,7 @@ func (rec *recorder) FlushError() error {
 
 func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if rec.transactional() {
-		return nil, nil, errWithheld
+		return nil, nil, errHijack // What went over it could not be taken back.
 	}
 	if rec.status != 0 && !rec.streaming {
 		if err := rec.stream(); err != nil {
@@ -324,6 +326,8 @@ func (rec *recorder) abandon() {
 // errWithheld is what a handler gets that writes on, and what its event and the
 // log tell.
 var errWithheld = errors.New("idempotency: a response below 400 that cannot be stored is not sent, because what its handler wrote is undone (see Transactor)")
+
+var errHijack = fmt.Errorf("idempotency: hijack in a transaction (see Transactor): %w", http.ErrNotSupported)
 
 // dropped is a ResponseWriter that sends nothing.
 type dropped struct{ http.ResponseWriter }

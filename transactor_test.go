@@ -246,14 +246,14 @@ func TestTransactorWithholds(t *testing.T) {
 	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
 		controller := http.NewResponseController(w)
 		_, _, err := controller.Hijack()
-		require.ErrorContains(t, err, "cannot be stored")
+		require.ErrorIs(t, err, http.ErrNotSupported)
 		w.Header().Set("Content-Encoding", "gzip")
 		_, err = fmt.Fprint(w, "x")
 		require.ErrorContains(t, err, "cannot be stored")
 		w.WriteHeader(http.StatusOK)
-		require.Error(t, controller.Flush())
+		require.ErrorIs(t, controller.Flush(), http.ErrNotSupported)
 		_, _, err = controller.Hijack()
-		require.ErrorContains(t, err, "cannot be stored")
+		require.ErrorIs(t, err, http.ErrNotSupported)
 	}}
 	w := send(idempotency.New(l, quiet)(a), request("k", "b"))
 	require.Equal(t, http.StatusInternalServerError, w.Code)
@@ -357,4 +357,17 @@ func TestTransactorUnprotected(t *testing.T) {
 	w := send(h, request("k", "b"))
 	require.Equal(t, 200, w.Code)
 	require.Equal(t, "<p>", w.Body.String())
+}
+
+// A refusal within the handler keeps its response from being stored. The client
+// is not told of success for that: nobody called NoStore.
+func TestTransactorRefusalWithin(t *testing.T) {
+	inner := idempotency.New(idempotency.NewMemory(), quiet)(status(201, "application/json", `{}`))
+	l := newLedger(never)
+	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
+		require.Equal(t, 422, send(inner, request("\x00", "item").WithContext(r.Context())).Code)
+		status(http.StatusMultiStatus, "application/json", `[422]`)(w, r)
+	}}
+	require.Equal(t, 500, send(idempotency.New(l, quiet)(a), request("k", "b")).Code)
+	require.Empty(t, l.written)
 }

@@ -19,7 +19,7 @@ func newFaulty(fault string) idempotency.Backend {
 	return newModel(fault)
 }
 
-// isTransactor is no fault.
+// isTransactor is no fault: what was undone cannot be completed.
 const isTransactor = "the backend is a Transactor"
 
 // transactor is a model that begins transactions.
@@ -36,6 +36,7 @@ type transaction struct {
 	key     string
 	claim   idempotency.Claim
 	settled bool
+	undone  bool
 }
 
 func (b *transactor) Begin(ctx context.Context, key string, claim idempotency.Claim) context.Context {
@@ -100,6 +101,8 @@ func (b *transactor) Complete(ctx context.Context, key string, claim idempotency
 	repeated := tx.settled
 	tx.settled = true
 	switch {
+	case tx.undone && b.has(isTransactor):
+		return idempotency.ErrNotCommitted
 	case b.has("Complete after Begin stores nothing"), resp.Status == 0 && b.has("Complete after Begin stores no mark"):
 		return nil
 	case repeated && b.has("Complete after Begin is refused when repeated"):
@@ -131,7 +134,7 @@ func (b *transactor) Release(ctx context.Context, key string, claim idempotency.
 		case b.has("what was begun within another is settled for that one"):
 			key, claim = tx.key, tx.claim
 		}
-		tx.settled = true
+		tx.settled, tx.undone = true, true
 	}
 	return b.model.Release(ctx, key, claim)
 }

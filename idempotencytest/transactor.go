@@ -120,10 +120,10 @@ func beginRelease(t *tester) {
 }
 
 func beginLost(t *tester) {
-	lost, resp := t.begin(t.Context(), t.newRequest()), newResponse("holder")
-	t.release(lost.request) // As when its lease is over.
-	holder := t.begin(t.Context(), lost.rival())
-	for _, held := range []*idempotency.Response{nil, resp} {
+	for _, held := range []*idempotency.Response{nil, newResponse("holder")} {
+		lost := t.begin(t.Context(), t.newRequest())
+		t.release(lost.request) // As when its lease is over.
+		holder := t.begin(t.Context(), lost.rival())
 		if held != nil {
 			t.commit(holder, held)
 		}

@@ -24,8 +24,9 @@ type Server struct {
 // script is the parent of a server. It signals the server when its standard
 // input ends: when this process closes the other end of the pipe, or ends in
 // whatever way. A signal to the whole process group, such as a Ctrl-C, does not
-// keep it from doing so. Then it removes the server's directory, unless that is
-// to be kept.
+// keep it from doing so. It signals again until the server is gone, because a
+// program that has only just started ignores what this script ignores. Then it
+// removes the server's directory, unless that is to be kept.
 const script = `
 trap '' HUP INT QUIT TERM
 exec 3<&0
@@ -33,7 +34,7 @@ dir=$1 signal=$2
 shift 2
 "$@" >"$dir/output" 2>&1 3<&- &
 server=$!
-{ read -r line <&3; kill -s "$signal" "$server"; } &
+{ read -r line <&3; while kill -s "$signal" "$server"; do sleep 1; done; } >/dev/null &
 watcher=$!
 wait "$server"
 kill -KILL "$watcher"
