@@ -108,6 +108,10 @@ func (a *api) pay(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusPaymentRequired, map[string]string{"error": "the card was declined"})
 		return
 	}
+	if errors.Is(err, errOther) {
+		refuse(w, r, http.StatusUnprocessableEntity, err.Error())
+		return
+	}
 	if err != nil {
 		a.unfinished(w, r, err)
 		return

@@ -196,6 +196,17 @@ func TestRetryAfterFailure(t *testing.T) {
 			})
 		})
 	}
+	t.Run("another amount after a charge", func(t *testing.T) {
+		forEachStore(t, func(t *testing.T, s *service) {
+			body := strings.Replace(visa, "tok_visa", "tok_lost", 1)
+			require.Equal(t, http.StatusServiceUnavailable, s.pay("order-1", body).Code)
+			// The key was let go of, but the card was charged under it.
+			other := s.pay("order-1", strings.Replace(body, "1250", "9900", 1))
+			require.Equal(t, http.StatusUnprocessableEntity, other.Code)
+			require.Contains(t, other.Body.String(), "another amount")
+			requirePaysOnce(t, s, body)
+		})
+	})
 	t.Run("payment not recorded", func(t *testing.T) {
 		payments := &brokenStore{store: &memoryStore{payments: make(map[[2]string]payment)}, broken: true}
 		s := newService(idempotency.NewMemory(), payments)

@@ -13,10 +13,12 @@ const slowCard = 2 * time.Second
 var (
 	errDeclined = errors.New("card declined")
 	errTimeout  = errors.New("card processor timed out")
+	errOther    = errors.New("this key was used with another amount")
 )
 
 // processor plays the card processor, in a real service another company's API.
-// Like that it takes idempotency keys: what it did for one it does not do again.
+// Like that it takes idempotency keys: what it did for one it does not do again,
+// and it refuses another amount.
 //
 // Some cards misbehave: tok_declined always is; tok_slow takes its time;
 // tok_timeout times out at first, before anything is done; tok_lost is charged
@@ -49,6 +51,9 @@ func (p *processor) move(ctx context.Context, key, card string, amount int64) er
 		return errDeclined
 	case card == "tok_timeout" && first:
 		return errTimeout
+	}
+	if moved, done := p.moved[key]; done && moved != amount {
+		return errOther
 	}
 	p.moved[key] = amount
 	if card == "tok_lost" && first {
