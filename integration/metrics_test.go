@@ -1,0 +1,243 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/idempotency-go/idempotency"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/stretchr/testify/require"
+)
+
+// withMetrics counts requests and takes their time, by outcome.
+func withMetrics(reg prometheus.Registerer) idempotency.Option {
+	metrics, labels := promauto.With(reg), []string{"outcome"}
+	requests := metrics.NewCounterVec(prometheus.CounterOpts{Name: "idempotency_requests_total"}, labels)
+	seconds := metrics.NewHistogramVec(prometheus.HistogramOpts{Name: "idempotency_request_duration_seconds"}, labels)
+	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) {
+		requests.WithLabelValues(string(e.Outcome)).Inc()
+		seconds.WithLabelValues(string(e.Outcome)).Observe(e.Duration.Seconds())
+	})
+}
+
+// withRouteMetrics counts by route too. A Pattern is one of few, as a label must
+// be; a key, a path or an error's text would make a series for each request. The
+// middleware must then stand around each route: around the mux it answers
+// replays and refusals before the mux has found one.
+func withRouteMetrics(reg prometheus.Registerer) idempotency.Option {
+	opts, labels := prometheus.CounterOpts{Name: "idempotency_route_requests_total"}, []string{"route", "outcome"}
+	requests := promauto.With(reg).NewCounterVec(opts, labels)
+	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) {
+		requests.WithLabelValues(e.Request.Pattern, string(e.Outcome)).Inc()
+	})
+}
+
+// backendDown is a backend out of reach.
+type backendDown struct{ idempotency.Backend }
+
+func (backendDown) Claim(context.Context, string, idempotency.Claim, time.Duration) (idempotency.Record, bool, error) {
+	return idempotency.Record{}, false, errors.New("connection refused")
+}
+
+// watched is a server with a route for each thing that can become of a request,
+// all of them under the same options.
+type watched struct {
+	*httptest.Server
+	over chan struct{} // one for each request, once all around it is done with it
+	held *wirePayments // at /held
+}
+
+// newWatched starts a server. outside goes around the whole of it.
+func newWatched(t *testing.T, outside func(http.Handler) http.Handler, opts ...idempotency.Option) *watched {
+	s := &watched{over: make(chan struct{}, 100), held: newHeldWirePayments(t)}
+	opts = append(slices.Clip(opts), idempotency.WithBufferLimit(1<<10))
+	memory := idempotency.NewMemory()
+	with := func(backend idempotency.Backend, more ...idempotency.Option) func(http.Handler) http.Handler {
+		return idempotency.New(backend, append(slices.Clip(opts), more...)...)
+	}
+	panics := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	text := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, "paid")
+	})
+	mux := http.NewServeMux()
+	mux.Handle("POST /payments", with(memory)(&wirePayments{}))
+	mux.Handle("POST /held", with(memory)(s.held))
+	mux.Handle("POST /text", with(memory)(text))
+	mux.Handle("POST /panics", with(memory)(panics))
+	mux.Handle("POST /once", with(memory, idempotency.WithAtMostOnce())(text))
+	mux.Handle("POST /down", with(backendDown{memory})(&wirePayments{}))
+	mux.Handle("POST /open", with(backendDown{memory}, idempotency.WithFailOpen())(&wirePayments{}))
+	inside := outside(mux)
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { s.over <- struct{}{} }()
+		inside.ServeHTTP(w, r)
+	}))
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// send sends a request, and returns once it was answered (0 is no answer) and
+// observed.
+func (s *watched) send(t *testing.T, path, key, body string) (status int) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL+path, strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Idempotency-Key", key)
+	resp, err := s.Client().Do(r)
+	await(t, s.over, "the request to be over")
+	if err != nil {
+		return 0
+	}
+	require.NoError(t, resp.Body.Close())
+	return resp.StatusCode
+}
+
+// hold sends a request that goes on until release is called.
+func (s *watched) hold(t *testing.T, key, body string) (release func()) {
+	t.Helper()
+	done := make(chan error, 1)
+	r, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL+"/held", strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Idempotency-Key", key)
+	go func() {
+		resp, err := s.Client().Do(r)
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		done <- err
+	}()
+	await(t, s.held.running, "the request to be held")
+	return func() {
+		close(s.held.finish)
+		require.NoError(t, await(t, done, "the answer"))
+		await(t, s.over, "the request to be over")
+	}
+}
+
+// driveOutcomes makes each outcome happen another number of times, and returns
+// how often. The key and the body of each request have "secret" in them.
+func driveOutcomes(t *testing.T, s *watched) map[idempotency.Outcome]int {
+	t.Helper()
+	counts := map[idempotency.Outcome]int{}
+	send := func(times int, outcome idempotency.Outcome, status int, path, key, body string) {
+		t.Helper()
+		for range times {
+			require.Equal(t, status, s.send(t, path, key, body), "%s %s", path, outcome)
+			counts[outcome]++
+		}
+	}
+	release := s.hold(t, "secret-held", "secret")
+	send(9, idempotency.Outstanding, http.StatusConflict, "/held", "secret-held", "secret")
+	release()
+	counts[idempotency.Stored]++
+	send(1, idempotency.Stored, http.StatusCreated, "/payments", "secret-paid", "secret")
+	send(1, idempotency.NotStored, http.StatusOK, "/once", "secret-once", "secret")
+	send(2, idempotency.NotStored, http.StatusOK, "/text", "secret-text", "secret")
+	send(4, idempotency.Panicked, 0, "/panics", "secret-panic", "secret")
+	send(5, idempotency.Replayed, http.StatusCreated, "/payments", "secret-paid", "secret")
+	send(6, idempotency.NotReplayable, http.StatusConflict, "/once", "secret-once", "secret")
+	send(7, idempotency.Reused, http.StatusUnprocessableEntity, "/payments", "secret-paid", "another secret")
+	send(8, idempotency.Rejected, http.StatusUnprocessableEntity, "/payments", `"secret-no-end`, "secret")
+	send(10, idempotency.Failed, http.StatusServiceUnavailable, "/down", "secret-down", "secret")
+	send(11, idempotency.Unprotected, http.StatusCreated, "/open", "secret-open", "secret")
+	require.Len(t, counts, 10, "each outcome is to be driven")
+	return counts
+}
+
+// scrape returns the series of a metric, as Prometheus gets them.
+func scrape(t *testing.T, reg *prometheus.Registry, metric string) (series []string, all string) {
+	t.Helper()
+	s := httptest.NewServer(promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	defer s.Close()
+	resp, err := s.Client().Get(s.URL)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, resp.StatusCode, string(text))
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, metric+"{") {
+			series = append(series, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	slices.Sort(series)
+	return series, string(text)
+}
+
+func unwrapped(h http.Handler) http.Handler { return h }
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
+	counts := driveOutcomes(t, newWatched(t, unwrapped, quiet, withMetrics(reg)))
+	want := func(metric string) (series []string) {
+		for _, outcome := range slices.Sorted(maps.Keys(counts)) {
+			series = append(series, fmt.Sprintf("%s{outcome=%q} %d", metric, outcome, counts[outcome]))
+		}
+		return series
+	}
+	for _, metric := range []string{"idempotency_requests_total", "idempotency_request_duration_seconds_count"} {
+		got, text := scrape(t, reg, metric)
+		require.Equal(t, want(metric), got)
+		require.NotContains(t, text, "secret")
+	}
+	buckets, _ := scrape(t, reg, "idempotency_request_duration_seconds_bucket")
+	require.Contains(t, buckets, `idempotency_request_duration_seconds_bucket{outcome="replayed",le="10"} 5`, "durations are in seconds")
+	sums, _ := scrape(t, reg, "idempotency_request_duration_seconds_sum")
+	require.Len(t, sums, len(counts))
+	for _, sum := range sums {
+		require.False(t, strings.HasSuffix(sum, " 0"), sum)
+	}
+}
+
+func TestMetricsByRoute(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
+	s := newWatched(t, unwrapped, quiet, withRouteMetrics(reg))
+	s.send(t, "/payments", "secret", "secret")
+	s.send(t, "/payments", "secret", "secret")
+	s.send(t, "/payments", "secret", "another secret")
+	s.send(t, "/text", "secret-text", "secret")
+	series, text := scrape(t, reg, "idempotency_route_requests_total")
+	require.Equal(t, []string{
+		`idempotency_route_requests_total{outcome="not_stored",route="POST /text"} 1`,
+		`idempotency_route_requests_total{outcome="replayed",route="POST /payments"} 1`,
+		`idempotency_route_requests_total{outcome="reused",route="POST /payments"} 1`,
+		`idempotency_route_requests_total{outcome="stored",route="POST /payments"} 1`,
+	}, series)
+	require.NotContains(t, text, "secret")
+}
+
+// TestMetricsByRouteAroundMux has the middleware around the mux, where only a
+// request that gets as far as the mux has a route.
+func TestMetricsByRouteAroundMux(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	mux := http.NewServeMux()
+	mux.Handle("POST /payments", &wirePayments{})
+	h := idempotency.New(idempotency.NewMemory(), withRouteMetrics(reg))(mux)
+	for range 2 {
+		r := httptest.NewRequest(http.MethodPost, "/payments", nil)
+		r.Header.Set("Idempotency-Key", "k")
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	series, _ := scrape(t, reg, "idempotency_route_requests_total")
+	require.Equal(t, []string{
+		`idempotency_route_requests_total{outcome="replayed",route=""} 1`,
+		`idempotency_route_requests_total{outcome="stored",route="POST /payments"} 1`,
+	}, series)
+}
