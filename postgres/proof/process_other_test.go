@@ -1,0 +1,21 @@
+//go:build !linux
+
+package proof
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+)
+
+func dieWithParent(*exec.Cmd) {}
+
+func pauseSelf() error { return supported() }
+
+func (*node) stopped() bool { return false }
+
+func resume(*os.Process) error { return supported() }
+
+func supported() error {
+	return errors.New("the proof runs on Linux only: its servers must end with it, in whatever way it ends")
+}

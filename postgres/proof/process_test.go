@@ -1,0 +1,111 @@
+package proof
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// serverVariable has the configuration of a server: the test binary is one where
+// it is set.
+const serverVariable = "IDEMPOTENCY_PROOF_SERVER"
+
+// node is a server process, and the one that takes its place when it has died.
+type node struct {
+	config  serverConfig
+	addr    atomic.Pointer[string]
+	process *exec.Cmd
+	gone    chan struct{} // It is closed when the process has ended.
+	said    *bytes.Buffer // what it said on its standard error; to be read when it is gone
+}
+
+// spawner starts all servers from one thread: the kernel kills a child when the
+// thread that started it ends, and threads of Go may end at any time.
+var spawner = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range work {
+			f()
+		}
+	}()
+	return work
+})
+
+// start starts the server and waits until it listens.
+func (n *node) start() error {
+	config, err := json.Marshal(n.config)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), serverVariable+"="+string(config))
+	said, gone := new(bytes.Buffer), make(chan struct{})
+	cmd.Stderr = said
+	dieWithParent(cmd)
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	started := make(chan error)
+	spawner() <- func() { started <- cmd.Start() }
+	if err := <-started; err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(output).ReadString('\n')
+	go func() {
+		_ = cmd.Wait() // It is killed: await looks at how it ended.
+		close(gone)
+	}()
+	n.process, n.gone, n.said = cmd, gone, said
+	if err != nil {
+		n.stop()
+		return fmt.Errorf("a server did not start: %w\n%s", err, said)
+	}
+	addr := strings.TrimSpace(line)
+	n.addr.Store(&addr)
+	return nil
+}
+
+// stop kills the server and waits for its end.
+func (n *node) stop() {
+	_ = n.process.Process.Kill() // It may have ended.
+	<-n.gone
+}
+
+// await waits for a server that is to kill itself.
+func (n *node) await() error {
+	select {
+	case <-n.gone:
+	case <-time.After(20 * time.Second):
+		return errors.New("the server did not die")
+	}
+	if n.process.ProcessState.Exited() {
+		return fmt.Errorf("the server ended by itself: %s", n.said)
+	}
+	return nil
+}
+
+// url returns where the server, or the last one in its place, serves.
+func (n *node) url(path string) string { return "http://" + *n.addr.Load() + path }
+
+// die ends this process as SIGKILL does: nothing is run, flushed or closed.
+func die() {
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Kill()
+	}
+	if err != nil {
+		panic(err)
+	}
+	select {} // The signal is on its way: nothing more is to be done here.
+}
