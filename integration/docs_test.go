@@ -1,0 +1,184 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const root = ".."
+
+// fence is a code block: its language and its lines.
+var fence = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
+
+// documents returns the texts of the repository's documents, by their paths.
+func documents(t *testing.T) map[string]string { return files(t, ".md") }
+
+// files returns the texts of the repository's files with one of the endings.
+func files(t *testing.T, endings ...string) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && entry.Name() == ".git" {
+			return filepath.SkipDir
+		}
+		if err == nil && slices.Contains(endings, filepath.Ext(path)) {
+			var text []byte
+			text, err = os.ReadFile(path)
+			found[path] = string(text)
+		}
+		return err
+	})
+	require.NoError(t, err)
+	require.NotEmpty(t, found)
+	return found
+}
+
+// Every code block is compiled: a program by itself, and anything else as a part
+// of a file that is, which has it word for word. So are statements in SQL.
+func TestDocumentedCode(t *testing.T) {
+	sources := files(t, ".go", ".sql")
+	blocks := 0
+	for path, text := range documents(t) {
+		for _, block := range fence.FindAllStringSubmatch(text, -1) {
+			language, code := block[1], block[2]
+			switch language {
+			case "go", "sql":
+				blocks++
+				if strings.HasPrefix(code, "package main\n") {
+					build(t, code)
+					continue
+				}
+				stands := false
+				for _, source := range sources {
+					// A statement stands within a text of Go.
+					stands = stands || contains(source, code) || language == "sql" && strings.Contains(source, strings.TrimSpace(code))
+				}
+				require.True(t, stands, "%s: no source has this block:\n%s", path, code)
+			case "console", "mermaid", "text", "":
+			default:
+				t.Errorf("%s: nobody tests blocks of %q", path, language)
+			}
+		}
+	}
+	require.GreaterOrEqual(t, blocks, 10)
+}
+
+// contains reports whether the lines of code stand in source, all of them
+// indented by as much.
+func contains(source, code string) bool {
+	lines, want := strings.Split(source, "\n"), strings.Split(strings.TrimSuffix(code, "\n"), "\n")
+	for i := range len(lines) - len(want) + 1 {
+		indent, found := strings.CutSuffix(lines[i], want[0])
+		if !found || strings.Trim(indent, "\t") != "" {
+			continue
+		}
+		same := true
+		for j, line := range want {
+			got, indented := strings.CutPrefix(lines[i+j], indent)
+			same = same && (indented && got == line || line == "" && lines[i+j] == "")
+		}
+		if same {
+			return true
+		}
+	}
+	return false
+}
+
+// build compiles a program and returns where it is.
+func build(t *testing.T, code string) string {
+	t.Helper()
+	dir := t.TempDir()
+	source, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "program")
+	require.NoError(t, os.WriteFile(source, []byte(code), 0o600))
+	said, err := exec.Command("go", "build", "-o", program, source).CombinedOutput()
+	require.NoError(t, err, "%s\n%s", code, said)
+	return program
+}
+
+// The README's program gives the README's transcript.
+func TestTranscript(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("SKIPPED: there is no curl on the PATH to run the README's lines with.")
+	}
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	require.NoError(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	var program, transcript string
+	for _, block := range fence.FindAllStringSubmatch(string(readme), -1) {
+		code := strings.ReplaceAll(block[2], "127.0.0.1:8080", addr)
+		switch {
+		case block[1] == "go" && program == "":
+			program = build(t, code)
+		case block[1] == "console":
+			transcript += code
+		}
+	}
+	server := exec.Command(program)
+	require.NoError(t, server.Start())
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	})
+	require.Eventually(t, func() bool {
+		resp, err := http.Get("http://" + addr)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
+
+	var given bytes.Buffer
+	commands := 0
+	for line := range strings.Lines(transcript) {
+		command, ok := strings.CutPrefix(line, "$ ")
+		if !ok {
+			continue
+		}
+		commands++
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		said, err := exec.CommandContext(ctx, "sh", "-c", command).Output()
+		cancel()
+		require.NoError(t, err, command)
+		fmt.Fprintf(&given, "%s%s", line, said)
+		if !bytes.HasSuffix(said, []byte("\n")) {
+			given.WriteString("\n") // As a reader's prompt would stand on a line of its own.
+		}
+	}
+	require.GreaterOrEqual(t, commands, 3)
+	date := regexp.MustCompile(`(?m)^Date: .*$`)
+	plain := func(text string) string {
+		return date.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "Date: then")
+	}
+	require.Equal(t, plain(transcript), plain(given.String()))
+}
+
+// Links within the repository lead somewhere.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:\s]+)(#[\w-]+)?\)|<img [^>]*src="([^":]+)"`)
+	links := 0
+	for path, text := range documents(t) {
+		for _, found := range link.FindAllStringSubmatch(text, -1) {
+			links++
+			_, err := os.Stat(filepath.Join(filepath.Dir(path), found[1]+found[3]))
+			require.NoError(t, err, path)
+		}
+	}
+	require.GreaterOrEqual(t, links, 10)
+}
