@@ -128,23 +128,7 @@ func TestGinRouting(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var runs atomic.Int64
-			o := newOrderTest(t)
-			s := o.serve(build(o.once, ginPayment(&runs)))
-			first, retry := s.twice("/v1/accounts/7", idempotency.Stored, idempotency.Replayed)
-			require.Equal(t, http.StatusCreated, first.status)
-			require.JSONEq(t, `{"run":1,"account":"7","body":"amount=100"}`, first.body)
-			require.True(t, retry.replayed)
-			require.Equal(t, http.StatusCreated, retry.status)
-			require.Equal(t, first.body, retry.body)
-			o.requireStored(http.StatusCreated, first.body, "Content-Type", "application/json; charset=utf-8")
-
-			reused := s.post("/v1/accounts/8", "k")
-			require.Equal(t, http.StatusUnprocessableEntity, reused.status)
-			require.Equal(t, idempotency.Reused, o.event().Outcome)
-			require.EqualValues(t, 1, runs.Load())
-			require.JSONEq(t, `{"run":2,"account":"7","body":"amount=100"}`, s.post("/v1/accounts/7", "").body, "without a key it stands aside")
-			require.Empty(t, o.events)
+			requireRunsOnce(t, func(once layer, runs *atomic.Int64) http.Handler { return build(once, ginPayment(runs)) }, "application/json; charset=utf-8")
 		})
 	}
 }

@@ -268,6 +268,29 @@ func (s *orderServer) twice(path string, one, two idempotency.Outcome, header ..
 	return first, retry
 }
 
+// requireRunsOnce requires of a router, made around once, that its handler of
+// /v1/accounts/7 runs once for a key, and is stored with a Content-Type.
+func requireRunsOnce(t *testing.T, build func(once layer, runs *atomic.Int64) http.Handler, contentType string) {
+	t.Helper()
+	var runs atomic.Int64
+	o := newOrderTest(t)
+	s := o.serve(build(o.once, &runs))
+	first, retry := s.twice("/v1/accounts/7", idempotency.Stored, idempotency.Replayed)
+	require.Equal(t, http.StatusCreated, first.status)
+	require.JSONEq(t, `{"run":1,"account":"7","body":"amount=100"}`, first.body)
+	require.True(t, retry.replayed)
+	require.Equal(t, http.StatusCreated, retry.status)
+	require.Equal(t, first.body, retry.body)
+	o.requireStored(http.StatusCreated, first.body, "Content-Type", contentType)
+
+	reused := s.post("/v1/accounts/8", "k")
+	require.Equal(t, http.StatusUnprocessableEntity, reused.status)
+	require.Equal(t, idempotency.Reused, o.event().Outcome)
+	require.EqualValues(t, 1, runs.Load())
+	require.JSONEq(t, `{"run":2,"account":"7","body":"amount=100"}`, s.post("/v1/accounts/7", "").body, "without a key it stands aside")
+	require.Empty(t, o.events)
+}
+
 // lines is where a logger writes to: a line for each write.
 type lines chan string
 
