@@ -26,7 +26,7 @@ type cut struct {
 	n        int    // the number of the message, from 1
 	label    string // if not "", messages of this label alone are counted
 	how      string
-	down     time.Duration // no new connection gets through for so long, or until [proxy.heal]
+	down     time.Duration // nothing else gets through for so long, or until [proxy.heal]
 
 	seen int
 	hit  string // the label of the message, once it came
@@ -74,7 +74,7 @@ func (p *proxy) hit() string {
 	return p.plan.hit
 }
 
-// heal lets new connections through again.
+// heal lets connections through again.
 func (p *proxy) heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -163,6 +163,11 @@ func (p *proxy) forward(frontend bool, from, to *net.TCPConn) {
 			reset(client)
 			_, _ = to.Write(message)
 			_ = server.SetReadDeadline(time.Now().Add(answerTime))
+			return
+		}
+		if frontend && p.isDown() { // A second connection of the pool's would get through.
+			reset(client)
+			reset(server)
 			return
 		}
 		if _, err := to.Write(message); err != nil && frontend {
