@@ -8,10 +8,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
+
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // process is a child that ends with the harness.
@@ -21,27 +22,11 @@ type process struct {
 	once sync.Once
 }
 
-// spawner starts all children from one thread: the kernel kills a child when
-// the thread that started it ends, and threads of Go may end at any time.
-var spawner = sync.OnceValue(func() chan<- func() {
-	work := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for f := range work {
-			f()
-		}
-	}()
-	return work
-})
-
 // startProcess starts a child whose output goes to log.
 func startProcess(log io.Writer, name string, args ...string) (*process, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	dieWithParent(cmd)
-	started := make(chan error)
-	spawner() <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
+	if err := leash.StartChild(cmd); err != nil {
 		return nil, err
 	}
 	p := &process{cmd: cmd, gone: make(chan struct{})}

@@ -4,11 +4,8 @@ package main
 
 import (
 	"errors"
-	"os/exec"
 	"syscall"
 )
-
-func dieWithParent(*exec.Cmd) {}
 
 const (
 	pauseSignal  = syscall.Signal(0)

@@ -60,12 +60,12 @@ func (c deaf) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// onCommit is called before each COMMIT.
-type onCommit func()
+// onCommit is called before each COMMIT, with its connection.
+type onCommit func(*pgx.Conn)
 
-func (f onCommit) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+func (f onCommit) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	if data.SQL == "commit" {
-		f()
+		f(conn)
 	}
 	return ctx
 }
@@ -93,7 +93,7 @@ func TestLookUpFindsTheCommit(t *testing.T) {
 					conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 					return deaf{conn, deafened.Load()}, err
 				}
-				c.ConnConfig.Tracer = onCommit(func() { deafened.Swap(new(atomic.Bool)).Store(true) })
+				c.ConnConfig.Tracer = onCommit(func(*pgx.Conn) { deafened.Swap(new(atomic.Bool)).Store(true) })
 				if test.isolation != "" {
 					c.ConnConfig.RuntimeParams["default_transaction_isolation"] = test.isolation
 				}
@@ -143,7 +143,7 @@ func TestLookUpWaitsForTheCommit(t *testing.T) {
 			}
 			return hangsUp{conn, told}, err
 		}
-		c.ConnConfig.Tracer = onCommit(func() { told.Store(armed.Load()) })
+		c.ConnConfig.Tracer = onCommit(func(*pgx.Conn) { told.Store(armed.Load()) })
 		c.MaxConns = 1
 	})
 	// COMMIT waits for a lock that the test holds.

@@ -201,10 +201,10 @@ func (t *transaction) complete(ctx context.Context, resp *idempotency.Response, 
 		t.undo(ctx)
 		return t.backend.Complete(ctx, t.key, t.claim, resp, expiry)
 	}
-	if !t.tried && t.tx == nil { // There is nothing to commit with it.
-		return t.backend.Complete(ctx, t.key, t.claim, resp, expiry)
-	}
 	if !t.tried {
+		if t.tx == nil { // There is nothing to commit with it.
+			return t.backend.Complete(ctx, t.key, t.claim, resp, expiry)
+		}
 		t.tried = true
 		t.commit(ctx, resp, expiry)
 	}

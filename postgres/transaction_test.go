@@ -438,29 +438,23 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// cutter is a tracer that cuts the connection before a COMMIT.
-type cutter struct{ on bool }
-
-func (c *cutter) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	if c.on && data.SQL == "commit" {
-		_ = conn.PgConn().Conn().Close()
-	}
-	return ctx
-}
-
-func (*cutter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-
 // A COMMIT without an answer is looked up: this one did not happen.
 func TestCommitIsLookedUp(t *testing.T) {
-	cut := &cutter{}
-	s := newService(t, func(c *pgxpool.Config) { c.ConnConfig.Tracer = cut })
-	cut.on = true
+	cut := false
+	s := newService(t, func(c *pgxpool.Config) {
+		c.ConnConfig.Tracer = onCommit(func(conn *pgx.Conn) {
+			if cut {
+				_ = conn.PgConn().Conn().Close()
+			}
+		})
+	})
+	cut = true
 	w := send(s.handle(t, created), "k")
 	require.Equal(t, 503, w.Code)
 	require.ErrorIs(t, s.events[0].Err, idempotency.ErrNotCommitted)
 	require.NotContains(t, s.events[0].Err.Error(), "not known")
 	require.Zero(t, s.payments(t))
-	cut.on = false
+	cut = false
 	require.Equal(t, 201, send(s.handle(t, created), "k").Code)
 	require.Equal(t, 1, s.payments(t))
 }

@@ -1,5 +1,5 @@
-// Package leash starts servers for tests. They end with the process that has
-// started them, in whatever way that ends.
+// Package leash starts servers for tests, and programs as children. They end with
+// the process that has started them, in whatever way that ends.
 package leash
 
 import (

@@ -4,16 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"syscall"
 )
-
-// dieWithParent has the kernel kill a child when this process ends, in whatever
-// way: a child that is stopped could not notice by itself.
-func dieWithParent(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-}
 
 // pauseSelf stops this process, until resume is called for it. The signal goes to
 // this very thread: it would go on for a while if another one took it.

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // serverVariable has the configuration of a server: the test binary is one where
@@ -28,19 +28,6 @@ type node struct {
 	said    *bytes.Buffer // what it said on its standard error; to be read when it is gone
 }
 
-// spawner starts all servers from one thread: the kernel kills a child when the
-// thread that started it ends, and threads of Go may end at any time.
-var spawner = sync.OnceValue(func() chan<- func() {
-	work := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for f := range work {
-			f()
-		}
-	}()
-	return work
-})
-
 // start starts the server and waits until it listens.
 func (n *node) start() error {
 	config, err := json.Marshal(n.config)
@@ -51,14 +38,11 @@ func (n *node) start() error {
 	cmd.Env = append(os.Environ(), serverVariable+"="+string(config))
 	said, gone := new(bytes.Buffer), make(chan struct{})
 	cmd.Stderr = said
-	dieWithParent(cmd)
 	output, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	started := make(chan error)
-	spawner() <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
+	if err := leash.StartChild(cmd); err != nil {
 		return err
 	}
 	line, err := bufio.NewReader(output).ReadString('\n')
