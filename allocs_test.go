@@ -19,12 +19,12 @@ import (
 func TestAllocations(t *testing.T) {
 	backend := idempotency.NewMemory()
 	h := idempotency.New(backend)(bareHandler(200))
-	c := newBenchClient()
+	c := newBenchClient(t)
 	c.send(h, "stored", benchBody)
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, nextKey(), benchBody) }), 13., "first")
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "stored", benchBody) }), 2., "replay")
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "stored", otherBody) }), 2., "422")
-	whileOutstanding(backend, "outstanding", func() {
+	whileOutstanding(t, backend, "outstanding", func() {
 		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { c.send(h, "outstanding", benchBody) }), 2., "409")
 	})
 }
@@ -41,7 +41,7 @@ func TestRedisAllocations(t *testing.T) {
 		bare.complete(t, key)
 	})
 	h := idempotency.New(idempotency.NewRedis(client, idempotency.WithPrefix(freshPrefix(t, client))))(bareHandler(200))
-	c := newBenchClient()
+	c := newBenchClient(t)
 	c.send(h, "stored", benchBody)
 	require.LessOrEqual(t, testing.AllocsPerRun(500, func() { c.send(h, "stored", benchBody) }), replay+10, "replay")
 	require.LessOrEqual(t, testing.AllocsPerRun(500, func() { c.send(h, nextKey(), benchBody) }), pair+19, "first")
@@ -62,7 +62,7 @@ func TestBodyIsCopiedOnce(t *testing.T) {
 	}
 	check := func(name string, backend idempotency.Backend, first, replay int) {
 		h := idempotency.New(backend)(bareHandler(size))
-		c := newBenchClient()
+		c := newBenchClient(t)
 		send := func(n int) { c.send(h, fmt.Sprint(n), benchBody) }
 		require.LessOrEqual(t, bytesPerRun(send), first, "%s: first", name)
 		require.LessOrEqual(t, bytesPerRun(send), replay, "%s: replay", name)

@@ -2,11 +2,16 @@ package idempotency_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +50,8 @@ func (s *sink) WriteHeader(int)             {}
 func (s *sink) Write(p []byte) (int, error) { return len(p), nil }
 
 // benchClient sends one request again and again, with a body of 150 bytes. What
-// it takes itself is part of each measurement, the bare handler's too.
+// it takes itself is part of each measurement, the bare handler's too. Like a
+// server's, the request has a context that can end.
 type benchClient struct {
 	w    *sink
 	r    *http.Request
@@ -53,9 +59,9 @@ type benchClient struct {
 	key  []string
 }
 
-func newBenchClient() *benchClient {
+func newBenchClient(t testing.TB) *benchClient {
 	c := &benchClient{w: &sink{make(http.Header)}, body: strings.NewReader(""), key: []string{""}}
-	c.r = httptest.NewRequest(http.MethodPost, "/payments?currency=EUR", nil)
+	c.r = httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/payments?currency=EUR", nil)
 	c.r.Body, c.r.ContentLength = io.NopCloser(c.body), 150
 	return c
 }
@@ -100,7 +106,7 @@ func operations(b *testing.B, backend idempotency.Backend, size int) {
 	h := idempotency.New(backend, idempotency.WithExpiry(time.Hour))(bare)
 	run := func(name string, h http.Handler, key func() string, body string) {
 		b.Run(name, func(b *testing.B) {
-			c := newBenchClient()
+			c := newBenchClient(b)
 			nextKey()
 			b.ReportAllocs()
 			for b.Loop() {
@@ -112,15 +118,15 @@ func operations(b *testing.B, backend idempotency.Backend, size int) {
 	run("bare", bare, fixed(""), benchBody)
 	run("no-key", h, fixed(""), benchBody)
 	run("first", h, nextKey, benchBody)
-	newBenchClient().send(h, "stored", benchBody)
+	newBenchClient(b).send(h, "stored", benchBody)
 	run("replay", h, fixed("stored"), benchBody)
 	run("reused-422", h, fixed("stored"), otherBody)
 
-	whileOutstanding(backend, "outstanding", func() { run("outstanding-409", h, fixed("outstanding"), benchBody) })
+	whileOutstanding(b, backend, "outstanding", func() { run("outstanding-409", h, fixed("outstanding"), benchBody) })
 }
 
 // whileOutstanding calls f while a request with key runs.
-func whileOutstanding(backend idempotency.Backend, key string, f func()) {
+func whileOutstanding(t testing.TB, backend idempotency.Backend, key string, f func()) {
 	running, finish, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	h := idempotency.New(backend)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(running)
@@ -128,7 +134,7 @@ func whileOutstanding(backend idempotency.Backend, key string, f func()) {
 	}))
 	go func() {
 		defer close(done)
-		newBenchClient().send(h, key, benchBody)
+		newBenchClient(t).send(h, key, benchBody)
 	}()
 	<-running
 	f()
@@ -152,22 +158,91 @@ func BenchmarkMemoryParallel(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
-				c := newBenchClient()
+				c := newBenchClient(b)
 				for pb.Next() {
 					c.send(h, key(), benchBody)
 				}
 			})
 		})
 	}
-	client := newBenchClient()
+	client := newBenchClient(b)
 	client.send(h, "hot", benchBody)
 	run("replay-one-key", func() string { return "hot" })
 	for n := range 1_000_000 {
 		client.send(h, oneOfAMillion(n), benchBody)
 	}
-	run("replay-million-keys", func() string { return oneOfAMillion(rand.IntN(1_000_000)) })
+	run("replay-million-keys", func() string { return oneOfAMillion(mathrand.IntN(1_000_000)) })
 	h = idempotency.New(idempotency.NewMemory())(bareHandler(200))
 	run("first", nextKey)
+}
+
+// BenchmarkParts measures, each alone, what a request on memory takes of the
+// standard library.
+func BenchmarkParts(b *testing.B) {
+	part := func(name string, f func()) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				f()
+			}
+		})
+	}
+	var (
+		answer  = []byte(`{"note":"` + strings.Repeat("y", 200-len(`{"note":""}`)) + `"}`)
+		key     = []byte("8 bytes " + oneOfAMillion(0))
+		request = []byte(strings.Repeat("r", 31) + benchBody)
+		header  = make(http.Header)
+		values  = []string{"1", "2", "3", "4"}
+		mu      sync.Mutex
+		token   [16]byte
+	)
+	part("bare-handler", func() func() {
+		c, h := newBenchClient(b), bareHandler(200)
+		return func() { c.send(h, "", benchBody) }
+	}())
+	part("sha256-of-key-and-request", func() {
+		_ = sha256.Sum256(key)
+		_ = sha256.Sum256(request)
+	})
+	part("clock-and-mutex", func() {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = time.Now()
+	})
+	part("four-headers", func() {
+		clear(header)
+		for i, name := range [...]string{"Content-Type", "Location", "Idempotent-Replayed", "Content-Length"} {
+			header[name] = values[i : i+1]
+		}
+	})
+	part("json-valid", func() { json.Valid(answer) })
+	part("timer", func() { time.AfterFunc(10*time.Second, func() {}).Stop() })
+	part("cancel-context", func() {
+		_, cancel := context.WithCancelCause(context.Background())
+		cancel(nil)
+	})
+	part("random-token", func() { _, _ = rand.Read(token[:]) })
+
+	index, n := make(map[[sha256.Size]byte]*[192]byte), 0
+	of := func(n int) [sha256.Size]byte { return sha256.Sum256(binary.BigEndian.AppendUint64(key[:0], uint64(n))) }
+	add := func() {
+		index[of(n)] = new([192]byte)
+		n++
+	}
+	for n < 100_000 {
+		add()
+	}
+	part("sha256-and-map-of-100000-add-and-delete", func() {
+		add()
+		delete(index, of(n-1-100_000))
+	})
+	for len(index) < 1_000_000 {
+		add()
+	}
+	first := n - len(index)
+	sum := 0
+	part("sha256-and-map-of-a-million-one-key", func() { sum += int(index[of(first)][0]) })
+	part("sha256-and-map-of-a-million-any-key", func() { sum += int(index[of(first+mathrand.IntN(1_000_000))][0]) })
 }
 
 // BenchmarkRedis measures the same on a real Redis. Its baselines are the
@@ -199,7 +274,8 @@ func BenchmarkRedis(b *testing.B) {
 }
 
 // BenchmarkRedisParallel measures replays in many goroutines, as a share of what
-// the bare command does.
+// the bare command does; and the bare command with a replay from memory after it,
+// which is what telling the request from others and answering it takes.
 func BenchmarkRedisParallel(b *testing.B) {
 	client := redistest.Client(b)
 	bare := newBareRedis(b, client, 200)
@@ -208,7 +284,7 @@ func BenchmarkRedisParallel(b *testing.B) {
 			b.ReportAllocs()
 			b.SetParallelism(8)
 			b.RunParallel(func(pb *testing.PB) {
-				c := newBenchClient()
+				c := newBenchClient(b)
 				for pb.Next() {
 					request(c)
 				}
@@ -217,9 +293,54 @@ func BenchmarkRedisParallel(b *testing.B) {
 	}
 	key := bare.stored(b)
 	run("bare-claim-of-stored", func(*benchClient) { bare.claim(b, key) })
-	h := idempotency.New(idempotency.NewRedis(client, idempotency.WithPrefix(freshPrefix(b, client))))(bareHandler(200))
-	newBenchClient().send(h, "hot", benchBody)
+	h := idempotency.New(idempotency.NewMemory())(bareHandler(200))
+	newBenchClient(b).send(h, "hot", benchBody)
+	run("bare-claim-and-replay-from-memory", func(c *benchClient) {
+		bare.claim(b, key)
+		c.send(h, "hot", benchBody)
+	})
+	h = idempotency.New(idempotency.NewRedis(client, idempotency.WithPrefix(freshPrefix(b, client))))(bareHandler(200))
+	newBenchClient(b).send(h, "hot", benchBody)
 	run("replay", func(c *benchClient) { c.send(h, "hot", benchBody) })
+}
+
+// BenchmarkRedisBeside measures one client's requests and the bare commands in
+// turn: the waking of processes, which differs by half between runs, is the same
+// for both. It reports medians.
+func BenchmarkRedisBeside(b *testing.B) {
+	client := redistest.Client(b)
+	bare := newBareRedis(b, client, 200)
+	stored := bare.stored(b)
+	h := idempotency.New(idempotency.NewRedis(client, idempotency.WithPrefix(freshPrefix(b, client))), idempotency.WithExpiry(time.Hour))(bareHandler(200))
+	c := newBenchClient(b)
+	c.send(h, "stored", benchBody)
+	beside := func(name string, commands, request func()) {
+		b.Run(name, func(b *testing.B) {
+			var bare, ours []time.Duration
+			for b.Loop() {
+				start := time.Now()
+				commands()
+				between := time.Now()
+				request()
+				bare, ours = append(bare, between.Sub(start)), append(ours, time.Since(between))
+			}
+			b.ReportMetric(median(ours), "ns/op")
+			b.ReportMetric(median(bare), "bare-ns/op")
+			b.ReportMetric(median(ours)/median(bare), "x-bare")
+		})
+	}
+	nextKey()
+	beside("first", func() {
+		key := bare.prefix + nextKey()
+		bare.claim(b, key)
+		bare.complete(b, key)
+	}, func() { c.send(h, nextKey(), benchBody) })
+	beside("replay", func() { bare.claim(b, stored) }, func() { c.send(h, "stored", benchBody) })
+}
+
+func median(times []time.Duration) float64 {
+	slices.Sort(times)
+	return float64(times[len(times)/2])
 }
 
 // bareRedis has the commands alone, with values as long as the records are.
@@ -233,7 +354,7 @@ type bareRedis struct {
 
 func newBareRedis(t testing.TB, client *redis.Client, size int) *bareRedis {
 	const claim, head = 57, 130
-	return &bareRedis{client, freshPrefix(t, client), context.Background(), strings.Repeat("c", claim), strings.Repeat("r", head+size)}
+	return &bareRedis{client, freshPrefix(t, client), t.Context(), strings.Repeat("c", claim), strings.Repeat("r", head+size)}
 }
 
 func (r *bareRedis) claim(t testing.TB, key string) {
