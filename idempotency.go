@@ -204,14 +204,12 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) {
 		return
 	}
 	x.claim.Fingerprint = fingerprint
-	held, claimed, err := x.take(r.Context())
-	if claimed || err != nil {
-		x.claim = held.claim
-	}
+	held, err := x.take(r.Context())
+	x.claim.Token = held.token
 	switch {
 	case err != nil:
 		x.unavailable(w, r, body, err)
-	case claimed:
+	case held.claimed:
 		x.execution(x.begin(context.WithoutCancel(r.Context()))).run(w, r, body)
 	case !x.sameRequest(held):
 		x.refuse(w, r, Reused, ErrKeyReused)
@@ -245,17 +243,15 @@ func (x *exchange) recordName(r *http.Request) recordKey {
 	return name
 }
 
-// sameRequest reports whether a record was made by the same request as this one.
-func (x *exchange) sameRequest(held record) bool {
-	return x.h.fingerprintOff || held.claim.Fingerprint == x.claim.Fingerprint
-}
+// sameRequest reports whether the key is held by the same request as this one.
+func (x *exchange) sameRequest(held found) bool { return held.same || x.h.fingerprintOff }
 
 // take claims the key. While another request has it outstanding, it waits as
 // long as the user allows and the client stays.
-func (x *exchange) take(ctx context.Context) (held record, claimed bool, err error) {
-	held, claimed, err = x.tryTake(ctx)
-	if x.h.wait == 0 || !x.mustWait(held, claimed, err) {
-		return held, claimed, err
+func (x *exchange) take(ctx context.Context) (held found, err error) {
+	held, err = x.tryTake(ctx)
+	if x.h.wait == 0 || !x.mustWait(held, err) {
+		return held, err
 	}
 	wait, cancel := context.WithTimeout(ctx, x.h.wait)
 	defer cancel()
@@ -263,22 +259,22 @@ func (x *exchange) take(ctx context.Context) (held record, claimed bool, err err
 		// Many that wait for one do not all look at once.
 		waited := sleep(wait, pause/2+rand.N(pause))
 		if ctx.Err() != nil {
-			return held, claimed, err
+			return held, err
 		}
-		held, claimed, err = x.tryTake(ctx)
-		if !waited || !x.mustWait(held, claimed, err) {
-			return held, claimed, err
+		held, err = x.tryTake(ctx)
+		if !waited || !x.mustWait(held, err) {
+			return held, err
 		}
 	}
 }
 
-func (x *exchange) tryTake(ctx context.Context) (held record, claimed bool, err error) {
+func (x *exchange) tryTake(ctx context.Context) (held found, err error) {
 	return x.h.store.claim(ctx, x.name, x.claim.Fingerprint, x.h.hold)
 }
 
 // mustWait reports whether the request is outstanding elsewhere.
-func (x *exchange) mustWait(held record, claimed bool, err error) bool {
-	return err == nil && !claimed && held.response == nil && x.sameRequest(held)
+func (x *exchange) mustWait(held found, err error) bool {
+	return err == nil && !held.claimed && held.response == nil && x.sameRequest(held)
 }
 
 // refuse answers a request that the handler does not get.

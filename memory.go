@@ -74,21 +74,28 @@ func NewMemory(opts ...MemoryOption) *Memory {
 
 // Claim implements [Backend].
 func (m *Memory) Claim(ctx context.Context, key string, claim Claim, lease time.Duration) (Record, bool, error) {
-	held, claimed, err := m.take(ctx, parseRecordKey(key), claim, nil, lease)
+	held := claim
+	resp, claimed, err := m.take(ctx, parseRecordKey(key), &held, nil, lease)
 	if claimed || err != nil {
 		return Record{}, claimed, err
 	}
-	return held.export(), false, nil
+	return record{held, resp}.export(), false, nil
 }
 
-func (m *Memory) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
-	return m.take(ctx, key, Claim{Fingerprint: fingerprint}, newToken, lease)
+func (m *Memory) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (found, error) {
+	claim := Claim{Fingerprint: fingerprint}
+	resp, claimed, err := m.take(ctx, key, &claim, newToken, lease)
+	if claimed || err != nil {
+		return found{token: claim.Token, claimed: claimed}, err
+	}
+	return found{same: claim.Fingerprint == fingerprint, response: resp}, nil
 }
 
-// take claims for claim, whose token it makes by newToken, if that is given.
-func (m *Memory) take(ctx context.Context, key recordKey, claim Claim, newToken func() string, lease time.Duration) (record, bool, error) {
+// take claims for claim, whose token it makes by newToken, if that is given. Where
+// the key has a record, claim becomes the record's, and its response is returned.
+func (m *Memory) take(ctx context.Context, key recordKey, claim *Claim, newToken func() string, lease time.Duration) (resp *response, claimed bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return record{}, false, err
+		return nil, false, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -96,21 +103,22 @@ func (m *Memory) take(ctx context.Context, key recordKey, claim Claim, newToken 
 	m.sweep(now)
 	e := m.live(key, now)
 	if e != nil {
-		switch {
-		case e.completed:
-			return record{claim: e.claim, response: &e.response}, false, nil
-		case newToken == nil && e.claim.Token == claim.Token:
-			return record{claim: claim}, true, nil
+		own := newToken == nil && e.claim.Token == claim.Token
+		*claim = e.claim
+		if e.completed {
+			return &e.response, false, nil
 		}
-		return record{claim: e.claim}, false, nil
+		return nil, own, nil
 	}
+	made := *claim
 	if newToken != nil {
-		claim.Token = newToken()
+		made.Token = newToken()
 	}
-	if !m.put(e, key, claim, nil, now, lease) {
-		return record{}, false, ErrFull
+	if !m.put(e, key, made, nil, now, lease) {
+		return nil, false, ErrFull
 	}
-	return record{claim: claim}, true, nil
+	*claim = made
+	return nil, true, nil
 }
 
 // Renew implements [Backend].

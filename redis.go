@@ -101,13 +101,17 @@ func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.D
 	return held.export(), false, nil
 }
 
-func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (found, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	begun := time.Now()
-	held, claimed, err := b.take(ctx, b.name(key), Claim{newToken(), fingerprint}, lease)
-	claimed, err = inTime(claimed, err, begun, lease)
-	return held, claimed, err
+	claim := Claim{newToken(), fingerprint}
+	held, claimed, err := b.take(ctx, b.name(key), claim, lease)
+	if claimed || err != nil {
+		claimed, err = inTime(claimed, err, begun, lease)
+		return found{token: claim.Token, claimed: claimed}, err
+	}
+	return found{same: held.claim.Fingerprint == fingerprint, response: held.response}, nil
 }
 
 // name returns the Redis key of a record.
@@ -126,15 +130,15 @@ func (b *Redis) take(ctx context.Context, name string, claim Claim, lease time.D
 	_ = b.client.Process(ctx, cmd) // The error is the command's.
 	text, err := cmd.Result()
 	if errors.Is(err, redis.Nil) {
-		return record{claim: claim}, true, nil
+		return record{}, true, nil
 	}
 	if err != nil {
-		return record{claim: claim}, false, fmt.Errorf("idempotency: redis claim: %w", err)
+		return record{}, false, fmt.Errorf("idempotency: redis claim: %w", err)
 	}
 	raw, _ := cmd.Bytes() // the same bytes
 	held, err := decodeRecord(text, raw)
 	if err != nil {
-		return record{claim: claim}, false, err
+		return record{}, false, err
 	}
 	return held, held.response == nil && held.claim.Token == claim.Token, nil
 }

@@ -16,9 +16,7 @@ import (
 // stores themselves, and spare what a Backend's form costs: a key as text, a
 // header as a map. Any other Backend is adapted.
 type store interface {
-	// claim makes a token where it needs one. It returns the claim as held
-	// where that is its own now, and where it failed and may be.
-	claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (held record, claimed bool, err error)
+	claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (found, error)
 	renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error
 	// complete may keep the header and the body of resp: nobody alters them.
 	complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error
@@ -26,6 +24,14 @@ type store interface {
 	// lead is how much room to leave before a body, for what complete writes
 	// there.
 	lead() int
+}
+
+// found is what a claim finds.
+type found struct {
+	token    string    // of the claim, where it has the key now, and where it failed and may have
+	claimed  bool      // it has the key
+	same     bool      // or another has it, with the same fingerprint
+	response *response // of the other; nil while that is outstanding
 }
 
 // newStore returns b as a store. It goes by the type and not by an interface: a
@@ -43,7 +49,7 @@ func newStore(b Backend) store {
 // adapted is a Backend of others as a store.
 type adapted struct{ Backend }
 
-func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (record, bool, error) {
+func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (found, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	begun := time.Now()
@@ -51,13 +57,13 @@ func (a adapted) claim(ctx context.Context, key recordKey, fingerprint [sha256.S
 	held, claimed, err := a.Claim(ctx, key.String(), claim, lease)
 	if claimed || err != nil {
 		claimed, err = inTime(claimed, err, begun, lease)
-		return record{claim: claim}, claimed, err
+		return found{token: claim.Token, claimed: claimed}, err
 	}
-	rec := record{claim: held.Claim}
+	f := found{same: held.Claim.Fingerprint == fingerprint}
 	if held.Response != nil {
-		rec.response = &response{status: held.Response.Status, header: newFields(held.Response.Header), buffer: held.Response.Body}
+		f.response = &response{status: held.Response.Status, header: newFields(held.Response.Header), buffer: held.Response.Body}
 	}
-	return rec, false, nil
+	return f, nil
 }
 
 // errLate is a claim that may have run out before its request knew of it.
