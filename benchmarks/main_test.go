@@ -26,8 +26,10 @@ func TestProgram(t *testing.T) {
 		redistest.Start(t) // It skips the test where there is none to start.
 		out := t.TempDir()
 		cmd := exec.Command(program, "compare", "-out", out, "-rounds", "1", "-time", "2ms", "-clients", "2")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
 		stdout, err := cmd.Output()
-		require.NoError(t, err)
+		require.NoError(t, err, stderr.String())
 		table, chart := filepath.Join(out, "compare.md"), filepath.Join(out, "compare.svg")
 		require.Equal(t, "wrote "+table+"\nwrote "+chart+"\n", string(stdout))
 		written, err := os.ReadFile(table)

@@ -9,7 +9,8 @@ import (
 
 // Together lets workers work beside each other, each in a goroutine of its own,
 // for d or until ctx ends or one of them fails. A worker calls do again and
-// again, with its own number and with how often it has called it before.
+// again, at least once, with its own number and with how often it has called it
+// before.
 // Together returns how often all of them have, and in what time.
 func Together(ctx context.Context, d time.Duration, workers int, do func(worker int, n int64) error) (ops int64, elapsed time.Duration, err error) {
 	var (
@@ -24,7 +25,7 @@ func Together(ctx context.Context, d time.Duration, workers int, do func(worker 
 	for worker := range workers {
 		wg.Go(func() {
 			n, failed := int64(0), error(nil)
-			for ; failed == nil && !stop.Load(); n++ {
+			for ; failed == nil && (n == 0 || !stop.Load()); n++ {
 				failed = do(worker, n)
 			}
 			mu.Lock()

@@ -63,6 +63,17 @@ func TestTogether(t *testing.T) {
 		require.Equal(t, calls[0].Load()+calls[1].Load()+calls[2].Load(), ops)
 		require.GreaterOrEqual(t, elapsed, 10*time.Millisecond)
 	})
+	t.Run("for no time", func(t *testing.T) {
+		var worked [1000]atomic.Bool // Most begin when it is over.
+		_, _, err := Together(t.Context(), -1, len(worked), func(worker int, _ int64) error {
+			worked[worker].Store(true)
+			return nil
+		})
+		require.NoError(t, err)
+		for worker := range worked {
+			require.True(t, worked[worker].Load(), worker)
+		}
+	})
 	t.Run("one fails", func(t *testing.T) {
 		failure := errors.New("failure")
 		_, elapsed, err := Together(t.Context(), time.Hour, 2, func(worker int, n int64) error {
