@@ -6,16 +6,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// contextKey is where a context carries its exchange.
+// contextKey is where a context carries its run.
 type contextKey struct{}
 
-func fromContext(ctx context.Context) *execution {
-	x, _ := ctx.Value(contextKey{}).(*execution)
+func fromContext(ctx context.Context) *run {
+	x, _ := ctx.Value(contextKey{}).(*run)
 	return x
 }
 
 // KeyFromContext returns, inside the handler, the client's key, unquoted. ok is
-// false where the request has none or did not pass through the middleware.
+// false if the request has none or did not pass through the middleware.
 func KeyFromContext(ctx context.Context) (key string, ok bool) {
 	x := fromContext(ctx)
 	if x == nil {
@@ -33,25 +33,24 @@ var derivedKeys = uuid.MustParse("b0c3a4a6-63a5-4be6-8a2b-6cbb1c8c1a3e")
 // UUID (RFC 9562, section 5.5) made from the scope, the client's key and name:
 // the same on every attempt of this request and in every release, another for
 // each name. If a handler is run again after a crash, the provider sees the
-// same key again and does not act twice. It is "" where there is no key.
+// same key again and does not act twice. It is "" if there is no key.
 func DeriveKey(ctx context.Context, name string) string {
 	x := fromContext(ctx)
 	if x == nil {
 		return ""
 	}
-	return uuid.NewSHA1(derivedKeys, []byte(x.name.String()+name)).String()
+	return uuid.NewSHA1(derivedKeys, []byte(x.storageKey.String()+name)).String()
 }
 
 // NoStore says, inside the handler, that this response is not to be stored and
-// the key is to be let go of, so that a retry runs the handler again: after a
+// the key is to be released, so that a retry runs the handler again: after a
 // time-out upstream, say, before anything was done. The key's fingerprint is
-// forgotten with it: the next request with the key may be another one. Where the
+// forgotten with it: the next request with the key may be another one. If the
 // outcome is unknown, answer without it. It takes effect until the
 // handler returns, and may be called from any goroutine. Without a key it does
 // nothing.
 func NoStore(ctx context.Context) {
 	for x := fromContext(ctx); x != nil; x = x.outer {
-		x.rec.asked.Store(true)
 		x.rec.noStore.Store(true)
 	}
 }

@@ -62,7 +62,7 @@ func (b *requestBody) Close() error {
 	return b.rest.Close()
 }
 
-// finish lets go of what was read: its buffer is needed elsewhere. A handler
+// finish drops what was read: its buffer is needed elsewhere. A handler
 // that reads on in another goroutine learns that it is too late.
 func (b *requestBody) finish() {
 	b.mu.Lock()
@@ -73,15 +73,16 @@ func (b *requestBody) finish() {
 // fingerprint returns what tells this request from another under the same key,
 // and what it read of the body, in the buffer: at most the limit and one byte.
 //
-// By default it is a SHA-256 over the method, the path, the query and the body,
-// the parts told apart by their lengths. The path counts as it was sent too: two
-// routes that http.StripPrefix makes alike are two. A body that is longer than
-// the limit counts by its first bytes and its declared length.
-func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size]byte, read []byte, err error) {
+// It is a SHA-256 over the client's key, so that what lies in a store tells nothing
+// to one who does not know the key; then by default over the method, the path, the
+// query and the body, the parts told apart by their lengths. The path counts as it
+// was sent too: two routes that http.StripPrefix makes alike are two. A body that
+// is longer than the limit counts by its first bytes and its declared length.
+func (h *handler) fingerprint(r *http.Request, key string, buffer *[]byte) (sum [sha256.Size]byte, read []byte, err error) {
 	if h.fingerprintOff {
 		return sum, nil, nil
 	}
-	b := (*buffer)[:0]
+	b := appendText((*buffer)[:0], key)
 	if h.fingerprintFunc == nil {
 		sent := sentPath(r.RequestURI)
 		if sent == r.URL.Path {
@@ -90,8 +91,8 @@ func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size
 		for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sent} {
 			b = appendText(b, s)
 		}
-		b = append(b, 0) // The body is whole, see below.
 	}
+	b = append(b, 0) // The body is whole, see below.
 	parts := len(b)
 	b, err = appendBody(slices.Grow(b, bodyRoom(r, h.bufferLimit)), r, h.bufferLimit)
 	*buffer = b
@@ -101,18 +102,22 @@ func (h *handler) fingerprint(r *http.Request, buffer *[]byte) (sum [sha256.Size
 	read = b[parts:]
 	length := min(len(read), h.bufferLimit)
 	compared := read[:length:length]
-	switch {
-	case h.fingerprintFunc != nil:
-		sum = sha256.Sum256(h.fingerprintFunc(r, compared))
-	case len(compared) == len(read):
-		sum = sha256.Sum256(b)
-	default:
-		b[parts-1] = 1 // The body is cut.
-		digest := sha256.New()
-		digest.Write(b[:parts+len(compared)])
-		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(r.ContentLength))) // -1 if none is declared
-		digest.Sum(sum[:0])
+	cut := len(compared) < len(read)
+	if !cut && h.fingerprintFunc == nil {
+		return sha256.Sum256(b), read, nil
 	}
+	if cut {
+		b[parts-1] = 1
+	}
+	digest := sha256.New()
+	digest.Write(b[:parts])
+	if h.fingerprintFunc != nil {
+		digest.Write(h.fingerprintFunc(r, compared))
+	} else {
+		digest.Write(compared)
+		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(r.ContentLength))) // -1 if none is declared
+	}
+	digest.Sum(sum[:0])
 	return sum, read, nil
 }
 

@@ -1,7 +1,6 @@
 package idempotency
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -31,7 +30,7 @@ var (
 	errKeyUUID       = errors.New("the key must be a version 4 UUID")
 )
 
-// parseKey reads a key from the lines of its header. It returns "" where there
+// parseKey reads a key from the lines of its header. It returns "" if there
 // is no key. A key is bare, or the quoted string of RFC 8941, section 3.3.3,
 // that the IETF draft asks for (section 2.1); both spellings name the same key.
 func parseKey(lines []string) (string, error) {
@@ -103,20 +102,18 @@ func UUIDv4(key string) error {
 	return nil
 }
 
-// StorageKey returns the name under which a [Backend] sees a client's key: the
-// SHA-256 of the scope and the key, in URL-safe base64 without padding. No
-// client's text reaches a store, and scopes cannot run into each other. It is
-// the same in every release, so that a record can be found by hand; [Redis] puts
-// its prefix in front. (Where one instance stands around another and a request
-// has the same key in both their headers, the inner one uses a name of its own.)
-func StorageKey(scope, key string) string {
-	return newRecordKey(scope, key).String()
-}
+// A Key is the name under which a [Backend] sees a client's key: a SHA-256, so
+// that no client's text reaches a store.
+type Key [sha256.Size]byte
 
-// recordKey is a StorageKey before it is written in base64.
-type recordKey [sha256.Size]byte
-
-func newRecordKey(scope, key string) recordKey {
+// NewKey returns the storage key of a client's key in a scope ("" is none). It
+// hashes the length of the scope in bytes as 8 bytes, the first one the highest,
+// then the scope, then the key, unquoted: scopes cannot run into each other. It
+// is the same in every release, so that a record can be found by hand; [Redis]
+// puts its prefix before [Key.String]. (If one instance stands around another
+// and a request has the same key in both their headers, the scope of the inner
+// one begins with the name of its header and a space.)
+func NewKey(scope, key string) Key {
 	b := make([]byte, 0, 128)
 	b = binary.BigEndian.AppendUint64(b, uint64(len(scope)))
 	b = append(b, scope...)
@@ -124,36 +121,10 @@ func newRecordKey(scope, key string) recordKey {
 	return sha256.Sum256(b)
 }
 
-// parseRecordKey returns the recordKey of a StorageKey, and for any other text
-// one that no StorageKey has.
-func parseRecordKey(text string) (k recordKey) {
-	var decoded [sha256.Size + 1]byte
-	if len(text) == storageKeyLength {
-		n, err := base64.RawURLEncoding.Strict().Decode(decoded[:], []byte(text))
-		if err == nil && n == len(k) {
-			return recordKey(decoded[:n])
-		}
-	}
-	return sha256.Sum256([]byte(text))
-}
+// String returns the key as 43 characters of URL-safe base64, without padding.
+func (k Key) String() string { return string(k.append(make([]byte, 0, 64))) }
 
-// storageKeyLength is how long a StorageKey is.
-const storageKeyLength = (sha256.Size*8 + 5) / 6
-
-func (k recordKey) String() string {
-	var room [storageKeyLength]byte
-	return string(k.append(room[:0]))
-}
-
-// append appends the StorageKey to b.
-func (k recordKey) append(b []byte) []byte {
+// append appends String to b.
+func (k Key) append(b []byte) []byte {
 	return base64.RawURLEncoding.AppendEncode(b, k[:])
-}
-
-// newToken returns a random token of 128 bits, in base64.
-func newToken() string {
-	var random [16]byte
-	rand.Read(random[:]) // It never fails.
-	var room [22]byte
-	return string(base64.RawURLEncoding.AppendEncode(room[:0], random[:]))
 }

@@ -7,31 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Memory knows records by what a StorageKey stands for. No other text may stand
-// for the same.
-func TestParseRecordKey(t *testing.T) {
-	key := newRecordKey("scope", "key")
-	text := key.String()
-	require.Equal(t, StorageKey("scope", "key"), text)
-	require.Len(t, text, storageKeyLength)
-	require.Equal(t, key, parseRecordKey(text))
-
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	seen := map[recordKey]string{key: text}
-	for _, other := range []string{
-		"", "a", text[:42], text + "=", text + "A", "\n" + text[:42], text[:42] + "\n", text + "\n", text[:20] + "\r\n" + text[22:],
-		text[:42] + string(alphabet[strings.IndexByte(alphabet, text[42])|1]), // It differs in the bits that are not decoded.
-		"\n" + strings.Repeat("A", 42),
-		strings.Repeat("~", 43), strings.Repeat("A", 42), strings.Repeat("A", 43), strings.Repeat("A", 44),
-	} {
-		other := strings.Clone(other)
-		k := parseRecordKey(other)
-		require.Empty(t, seen[k], "%q and %q are one", other, seen[k])
-		seen[k] = other
-		require.Equal(t, k, parseRecordKey(other))
-	}
-}
-
 func FuzzParseKey(f *testing.F) {
 	for _, line := range []string{
 		"", " ", "a", `"a"`, `""`, `"`, `"\"`, `"\\"`, `"\""`, `"a"b`, `"a";p=1`, `a"b`, `a\b`, "\t a\t", "caf\xc3\xa9", "\x00", "\x7f", "~",

@@ -2,18 +2,14 @@ package idempotency_test
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/idempotency-go/idempotency"
 	"github.com/stretchr/testify/require"
 )
@@ -221,22 +217,22 @@ func TestAbsentKeys(t *testing.T) {
 // untouched is a backend that must not be asked: it fails the test.
 type untouched struct{ t *testing.T }
 
-func (u untouched) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+func (u untouched) Claim(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
 	u.t.Error("Claim was called")
 	return idempotency.Record{}, true, nil
 }
 
-func (u untouched) Renew(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) error {
+func (u untouched) Renew(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
 	u.t.Error("Renew was called")
 	return nil
 }
 
-func (u untouched) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+func (u untouched) Complete(ctx context.Context, key idempotency.Key, claim idempotency.Claim, response []byte, expiry time.Duration) error {
 	u.t.Error("Complete was called")
 	return nil
 }
 
-func (u untouched) Release(ctx context.Context, key string, claim idempotency.Claim) error {
+func (u untouched) Release(ctx context.Context, key idempotency.Key, claim idempotency.Claim, trace time.Duration) error {
 	u.t.Error("Release was called")
 	return nil
 }
@@ -244,80 +240,6 @@ func (u untouched) Release(ctx context.Context, key string, claim idempotency.Cl
 // eventsInto appends the events to a slice.
 func eventsInto(seen *[]idempotency.Event) idempotency.Option {
 	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { *seen = append(*seen, e) })
-}
-
-func TestUUIDv4(t *testing.T) {
-	for _, test := range []struct {
-		name, key string
-		valid     bool
-	}{
-		{"dashed", "8e03978e-40d5-43dd-bc93-6894a57f9324", true},
-		{"32 digits", "8e03978e40d543ddbc936894a57f9324", true},
-		{"upper case", "8E03978E-40D5-43DD-BC93-6894A57F9324", true},
-		{"upper case, 32 digits", "8E03978E40D543DDBC936894A57F9324", true},
-		{"mixed case", "8e03978E-40d5-43DD-bC93-6894a57F9324", true},
-		{"variant 8", "8e03978e-40d5-43dd-8c93-6894a57f9324", true},
-		{"variant 9", "8e03978e-40d5-43dd-9c93-6894a57f9324", true},
-		{"variant a", "8e03978e-40d5-43dd-ac93-6894a57f9324", true},
-		{"variant b", "8e03978e-40d5-43dd-bc93-6894a57f9324", true},
-		{"variant 0, NCS", "8e03978e-40d5-43dd-0c93-6894a57f9324", false},
-		{"variant 7, NCS", "8e03978e-40d5-43dd-7c93-6894a57f9324", false},
-		{"variant c, Microsoft", "8e03978e-40d5-43dd-cc93-6894a57f9324", false},
-		{"variant d, Microsoft", "8e03978e-40d5-43dd-dc93-6894a57f9324", false},
-		{"variant e, future", "8e03978e-40d5-43dd-ec93-6894a57f9324", false},
-		{"variant f, future", "8e03978e-40d5-43dd-fc93-6894a57f9324", false},
-		{"version 0", "8e03978e-40d5-03dd-bc93-6894a57f9324", false},
-		{"version 1", "8e03978e-40d5-13dd-bc93-6894a57f9324", false},
-		{"version 2", "8e03978e-40d5-23dd-bc93-6894a57f9324", false},
-		{"version 3", "8e03978e-40d5-33dd-bc93-6894a57f9324", false},
-		{"version 5", "8e03978e-40d5-53dd-bc93-6894a57f9324", false},
-		{"version 6", "8e03978e-40d5-63dd-bc93-6894a57f9324", false},
-		{"version 7", "018f2e4c-5b5a-7c3d-9e2f-1a2b3c4d5e6f", false},
-		{"version 8", "8e03978e-40d5-83dd-bc93-6894a57f9324", false},
-		{"version f", "8e03978e-40d5-f3dd-bc93-6894a57f9324", false},
-		{"version 1, 32 digits", "8e03978e40d513ddbc936894a57f9324", false},
-		{"variant c, 32 digits", "8e03978e40d543ddcc936894a57f9324", false},
-		{"nil UUID", "00000000-0000-0000-0000-000000000000", false},
-		{"max UUID", "ffffffff-ffff-ffff-ffff-ffffffffffff", false},
-		{"braces", "{8e03978e-40d5-43dd-bc93-6894a57f9324}", false},
-		{"braces of another kind", "(8e03978e-40d5-43dd-bc93-6894a57f9324)", false},
-		{"braces, 32 characters", "{8e03978e40d543ddbc936894a57f93}", false},
-		{"URN", "urn:uuid:8e03978e-40d5-43dd-bc93-6894a57f9324", false},
-		{"quotes", `"8e03978e-40d5-43dd-bc93-6894a57f9324"`, false},
-		{"empty", "", false},
-		{"too short, dashed", "8e03978e-40d5-43dd-bc93-6894a57f932", false},
-		{"too long, dashed", "8e03978e-40d5-43dd-bc93-6894a57f93244", false},
-		{"too short, 32 digits", "8e03978e40d543ddbc936894a57f932", false},
-		{"too long, 32 digits", "8e03978e40d543ddbc936894a57f93244", false},
-		{"36 digits", "8e03978e40d543ddbc936894a57f93240000", false},
-		{"dashes in other places", "8e03978-e40d5-43dd-bc93-6894a57f9324", false},
-		{"one dash missing, one too many", "8e03978e-40d5-43ddbc93-6894a57f-9324", false},
-		{"a dash in 32 characters", "8e03978e-40d543ddbc936894a57f932", false},
-		{"dashes in 32 characters", "8e03978e-40d5-43dd-bc93-6894a57f", false},
-		{"underscores", "8e03978e_40d5_43dd_bc93_6894a57f9324", false},
-		{"not a digit", "8e03978g-40d5-43dd-bc93-6894a57f9324", false},
-		{"not a digit at the end", "8e03978e-40d5-43dd-bc93-6894a57f932g", false},
-		{"not a digit, 32 characters", "8e03978e40d543ddbc936894a57f932g", false},
-		{"spaces", " 8e03978e40d543ddbc936894a57f9324 ", false},
-		{"some text", "payment-1", false},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			err := idempotency.UUIDv4(test.key)
-			if test.valid {
-				require.NoError(t, err)
-				return
-			}
-			require.Error(t, err)
-			if test.key != "" {
-				require.NotContains(t, err.Error(), test.key, "the error shows the key")
-			}
-		})
-	}
-	for range 100 {
-		id := uuid.New()
-		require.NoError(t, idempotency.UUIDv4(id.String()))
-		require.NoError(t, idempotency.UUIDv4(strings.ReplaceAll(id.String(), "-", "")))
-	}
 }
 
 // As a validator it sees the key without its quotes, and no malformed key.
@@ -337,47 +259,30 @@ func TestUUIDv4AsValidator(t *testing.T) {
 	require.Equal(t, 1, teller.runs)
 }
 
-// The names under which stores hold records: a release that changes them loses
-// every record of the one before.
-func TestStorageKeyIsStable(t *testing.T) {
-	for _, test := range []struct{ scope, key, want string }{
-		{"", "", "r1Vw9aGBC3r3jK9LxwpmDw31HkK6-R1N5bIyjeDoPfw"},
-		{"", "8e03978e-40d5-43dd-bc93-6894a57f9324", "oK49ZPuTgQB3vd7oOX49tswqg743iFIyQZVli66j1Wc"},
-		{"tenant-1", "8e03978e-40d5-43dd-bc93-6894a57f9324", "J1aSfxOlJjwSapMoVuCjSy3V4SpaVtKBwtdMlJXDZVA"},
-		{"a", "bc", "6YvEg8xq-cz4K8I-SBoSjBKBglHZ01mntWDcq_15CdY"},
-		{"ab", "c", "KQo9qptJUmou1zUs1_XmnFUaAeFd5h_ATEP3gNcXK3E"},
-		{"", "abc", "82UuTOk4u5ll9iw8pNj2kwGmyFsehurGfikRUtPA490"},
-		{"abc", "", "w0lMoaLPjuuKEd7TFvtVuDw7u-22MTzVBBUlHl0J4S8"},
-	} {
-		t.Run(test.scope+"/"+test.key, func(t *testing.T) {
-			got := idempotency.StorageKey(test.scope, test.key)
-			require.Equal(t, test.want, got)
-
-			// By the description: SHA-256 of the scope's length (8 bytes, big
-			// endian), the scope and the key.
-			text := binary.BigEndian.AppendUint64(nil, uint64(len(test.scope)))
-			sum := sha256.Sum256(append(append(text, test.scope...), test.key...))
-			require.Equal(t, base64.RawURLEncoding.EncodeToString(sum[:]), got)
-		})
-	}
-}
-
-func TestStorageKeyTellsScopesApart(t *testing.T) {
-	texts := []string{
-		"", "a", "b", "c", "ab", "bc", "abc", "A", " ", "a ", " a", ":", "a:", ":a", "a:b", "/", "\x00", "a\x00", "\x00a", "0", "1", "1a",
-		"\x01", "\x00\x00\x00\x00\x00\x00\x00\x01", "\x00\x00\x00\x00\x00\x00\x00\x01a", `"a"`, strings.Repeat("k", 255), strings.Repeat("k", 256),
-		strings.Repeat("scope", 1000),
-	}
-	seen := make(map[string]string)
-	for _, scope := range texts {
-		for _, key := range texts {
-			pair := fmt.Sprintf("%.20q and %.20q of %d and %d bytes", scope, key, len(scope), len(key))
-			name := idempotency.StorageKey(scope, key)
-			require.Empty(t, seen[name], "one name for two: %s", pair)
-			seen[name] = pair
-			require.Regexp(t, "^[A-Za-z0-9_-]{43}$", name)
+func TestKeyValidator(t *testing.T) {
+	p, es := &payments{}, &events{}
+	refused := errors.New("keys of this service begin with ord_")
+	var asked []string
+	h := idempotency.New(idempotency.NewMemory(), es.option(), idempotency.WithKeyValidator(func(key string) error {
+		asked = append(asked, key)
+		if strings.HasPrefix(key, "ord_") {
+			return nil
 		}
-	}
+		return refused
+	}))(p)
+
+	detail := requireProblem(t, send(h, request(`"secret key"`, "b")), http.StatusUnprocessableEntity, "ErrKeyInvalid")
+	require.Contains(t, detail, refused.Error())
+	require.NotContains(t, detail, "secret")
+	e, _ := es.last(t)
+	require.Equal(t, idempotency.Rejected, e.Outcome)
+	require.Equal(t, "secret key", e.Key)
+	require.ErrorIs(t, e.Err, idempotency.ErrKeyInvalid)
+	require.ErrorIs(t, e.Err, refused)
+
+	requireProblem(t, send(h, request("caf\xc3\xa9", "b")), http.StatusUnprocessableEntity, "ErrKeyInvalid")
+	require.Equal(t, http.StatusCreated, send(h, request("ord_1", "b")).Code)
+	require.Equal(t, []string{"secret key", "ord_1"}, asked, "the validator sees what passed the built-in checks, unquoted")
 }
 
 // Through the middleware, scope and key do not run into each other either.
@@ -402,4 +307,29 @@ func TestScopesAreApart(t *testing.T) {
 		require.True(t, send(pair[0], pair[1]), pair)
 	}
 	require.Equal(t, len(pairs), teller.runs)
+}
+
+func TestScope(t *testing.T) {
+	forEachBackend(t, func(t *testing.T, newBackend func(*testing.T) idempotency.Backend) {
+		p := &payments{}
+		var keys []idempotency.Key
+		backend := newBackend(t)
+		spy := newHooked()
+		spy.claim = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
+			keys = append(keys, key)
+			return backend.Claim(ctx, key, claim, terms)
+		}
+		spy.complete = backend.Complete
+		h := idempotency.New(spy, idempotency.WithScope(func(r *http.Request) string { return r.Header.Get("X-Tenant") }))(p)
+		as := func(tenant string) *httptest.ResponseRecorder {
+			r := request("k", "b")
+			r.Header.Set("X-Tenant", tenant)
+			return send(h, r)
+		}
+		require.Equal(t, `{"payment":1}`, as("acme").Body.String())
+		require.Equal(t, `{"payment":2}`, as("bolt").Body.String())
+		require.Equal(t, `{"payment":1}`, as("acme").Body.String())
+		require.EqualValues(t, 2, p.runs.Load())
+		require.Equal(t, []idempotency.Key{idempotency.NewKey("acme", "k"), idempotency.NewKey("bolt", "k"), idempotency.NewKey("acme", "k")}, keys)
+	})
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// renewal renews one claim while its handler runs, by a timer that runs in a
-// goroutine only while it renews.
+// renewal renews one claim while its handler runs, by a timer: between
+// two renewals there is no goroutine.
 type renewal struct {
 	mu      sync.Mutex
 	timer   *time.Timer
@@ -17,10 +17,10 @@ type renewal struct {
 }
 
 // startRenewal renews the claim at intervals, until it is lost or stop is called.
-func (x *execution) startRenewal() {
+func (x *run) startRenewal() {
 	x.renewal.mu.Lock()
 	defer x.renewal.mu.Unlock()
-	x.renewal.timer = time.AfterFunc(x.h.renewEvery, func() {
+	x.renewal.timer = time.AfterFunc(time.Until(x.leaseFrom.Add(x.h.renewEvery)), func() {
 		if !x.renewal.begin() {
 			return
 		}
@@ -59,19 +59,19 @@ func (l *renewal) stop() {
 }
 
 // wait waits, after stop, for a renewal that is under way: it could otherwise
-// take the key again after it was released.
+// claim the key again after it was released.
 func (l *renewal) wait() { l.running.Wait() }
 
-// renew renews the claim once. Where another request holds it, the handler's
+// renew renews the claim once. If another request holds it, the handler's
 // context ends.
-func (x *execution) renew() bool {
-	ctx, cancel := context.WithTimeout(x.Context, min(x.h.renewEvery, settleTime))
+func (x *run) renew() bool {
+	ctx, cancel := context.WithTimeout(x.root, min(x.h.renewEvery, callTime))
 	defer cancel()
-	err := guard(func() error { return x.h.store.renew(ctx, x.name, x.claim, x.h.hold) })
+	err := guard(func() error { return x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.terms, nil) })
 	if err == nil {
 		return true
 	}
-	x.h.logFault(x.Context, "claim not renewed", x.name, err)
+	x.logFault("claim not renewed", err)
 	if errors.Is(err, ErrClaimLost) {
 		x.lose(ErrClaimLost)
 		return false

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/textproto"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -15,81 +14,6 @@ import (
 // except [WithObserver], which adds. A bad value makes New panic with a text
 // that names the option.
 type Option func(*config)
-
-// config has every setting. It does not change after New.
-type config struct {
-	header    string
-	methods   []string
-	required  bool
-	validator func(key string) error
-	scope     func(*http.Request) string
-
-	fingerprintFunc func(r *http.Request, body []byte) []byte // nil is the default
-	fingerprintOff  bool
-	lease           time.Duration
-	atMostOnce      bool
-	wait            time.Duration
-	bufferLimit     int
-
-	expiry       time.Duration
-	replayHeader string
-	contentTypes []string
-	everyType    bool // "*" is among the content types
-	storeIf      func(status int, header http.Header) bool
-	headerFilter func(name string) bool
-
-	failOpen     bool
-	errorHandler func(w http.ResponseWriter, r *http.Request, err error) // nil is WriteError
-	observers    []func(ctx context.Context, e Event)
-	logger       *slog.Logger // nil is slog.Default()
-
-	// What follows from the settings and the backend.
-	transactional bool          // see Transactor
-	hold          time.Duration // how long a claim lasts unless it is renewed
-	renewEvery    time.Duration
-}
-
-// newConfig applies the options to the defaults and checks the result.
-func newConfig(opts []Option, transactional bool) config {
-	c := config{
-		header:       "Idempotency-Key",
-		methods:      []string{http.MethodPost, http.MethodPatch},
-		lease:        30 * time.Second,
-		bufferLimit:  1 << 20,
-		expiry:       24 * time.Hour,
-		replayHeader: "Idempotent-Replayed",
-		headerFilter: func(name string) bool { return name != "Set-Cookie" },
-
-		transactional: transactional,
-	}
-	for _, opt := range opts {
-		if opt == nil {
-			panic("idempotency: New: nil option")
-		}
-		opt(&c)
-	}
-	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
-	if c.contentTypes == nil {
-		c.contentTypes, c.everyType = []string{mediaTypeJSON}, transactional
-	}
-	c.hold = c.lease
-	if c.atMostOnce {
-		c.hold = c.expiry
-	}
-	c.renewEvery = c.lease
-	if c.hold > 0 {
-		c.renewEvery = min(c.lease, c.hold)
-	}
-	c.renewEvery = max(c.renewEvery/3, time.Millisecond)
-	return c
-}
-
-// must panics with the name of the option whose value is bad.
-func must(ok bool, option, problem string) {
-	if !ok {
-		panic("idempotency: " + option + ": " + problem)
-	}
-}
 
 // WithHeader sets the request header that carries the key. The default is
 // "Idempotency-Key", as in the IETF draft
@@ -133,7 +57,7 @@ func WithKeyValidator(f func(key string) error) Option {
 
 // WithScope keeps the keys of one tenant, account or API credential apart from
 // those of another: f returns the scope of a request, and the same key in two
-// scopes is two keys. Where clients do not trust each other a scope is
+// scopes is two keys. If clients do not trust each other a scope is
 // necessary, or one could be answered with what another was told. Take it from
 // what authentication has established, never from what the client merely
 // claims. f is called from many goroutines. The default is one scope for all.
@@ -163,22 +87,25 @@ func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
 // a retry can run the handler again one lease later. While the handler runs the
 // claim is renewed every third of its lease, so that a lease need not be as
 // long as the slowest handler; it should be longer than the longest pause of a
-// process that goes on afterwards. The default is 30 seconds.
+// process that goes on afterwards, and over ten round trips to the store. The
+// least is 100 milliseconds. The default is 30 seconds.
 func WithLease(d time.Duration) Option {
 	return func(c *config) {
-		must(d > 0, "WithLease", "duration not positive")
+		must(d >= leastLease, "WithLease", "lease under 100ms")
 		c.lease = d
 	}
 }
 
-// WithAtMostOnce never starts a handler twice for one key within the expiry,
-// for an operation that is worse done twice than not at all. A claim then lasts
-// as long as a response would, and is not freed when its process dies; a
-// response that is not stored, and a panic, leave a mark, and a retry gets 409
-// and [ErrNotReplayable]; [NoStore] alone lets go of the key. A backend that
-// evicts or loses data is the exception. Where a claim lands although the backend
-// answered with an error, and cannot be released either, the key is held for as
-// long, without a run.
+// leastLease is the shortest lease that can be renewed in time.
+const leastLease = 100 * time.Millisecond
+
+// WithAtMostOnce never starts a handler twice for one key within the expiry, for an
+// operation that is worse done twice than not at all. A crash, a panic and a
+// response that is not stored leave the key interrupted for the expiry, and a retry
+// gets 409 and [ErrInterrupted]; after a crash, one lease later. [NoStore] alone
+// frees the key. A backend that evicts or loses data is the exception. If a claim
+// lands although the backend answered with an error, and cannot be released
+// either, its key is interrupted without a run.
 //
 // The default is to run the handler again on a retry after a crash, a panic or
 // a response that was not stored.
@@ -187,7 +114,7 @@ func WithAtMostOnce() Option {
 }
 
 // WithWait lets a duplicate of an outstanding request wait for up to d, or until
-// its client leaves, for the first one's response. If the first lets go of its
+// its client leaves, for the first one's response. If the first releases its
 // claim, the duplicate runs the handler. The default is 0: it gets 409 and
 // [ErrOutstanding] at once.
 func WithWait(d time.Duration) Option {
@@ -229,7 +156,7 @@ func WithReplayHeader(name string) Option {
 // WithContentTypes sets the media types whose responses are stored, in place of
 // the default list, without parameters, as in "application/problem+json". A
 // type that is JSON (application/json, or one that ends in "+json") is stored
-// with a valid JSON body only. "*" stores every response, whatever its type and
+// with a valid JSON body only. "*" stores every response, of any type and
 // body, those without a body too. A response without a Content-Type counts by
 // what it begins with, as [http.DetectContentType] has it, and as JSON if it is
 // valid JSON. The default is "application/json"; with a [Transactor], "*".
@@ -249,7 +176,8 @@ func WithContentTypes(types ...string) Option {
 // WithStoreIf stores only the responses for which f returns true, of those that
 // could be stored otherwise; f is asked when the handler writes its header, and
 // may neither keep nor change it. It is called from many goroutines. A response
-// that is not stored lets go of the key; with [WithAtMostOnce] it leaves a mark.
+// that is not stored frees the key; with [WithAtMostOnce] it leaves the key
+// interrupted.
 // The default is to store every status, as Stripe does: a retry of a request
 // that failed is told how it failed.
 func WithStoreIf(f func(status int, header http.Header) bool) Option {
@@ -263,7 +191,7 @@ func WithStoreIf(f func(status int, header http.Header) bool) Option {
 // canonical name f returns true. Never stored are Connection, Keep-Alive,
 // Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade, Date and
 // Content-Length. f is called from many goroutines. The default is all others
-// but Set-Cookie, which would hand one client's session to whoever retries.
+// but Set-Cookie, which would hand one client's session to another one that retries.
 func WithHeaderFilter(f func(name string) bool) Option {
 	return func(c *config) {
 		must(f != nil, "WithHeaderFilter", "nil function")
@@ -271,7 +199,7 @@ func WithHeaderFilter(f func(name string) bool) Option {
 	}
 }
 
-// WithFailOpen runs the handler unprotected where the backend fails before it
+// WithFailOpen runs the handler unprotected if the backend fails before it
 // runs: for services that would rather do something twice than not at all. It
 // cannot be had together with [WithAtMostOnce]. The default is to fail closed:
 // 503 and [ErrUnavailable].
@@ -280,9 +208,10 @@ func WithFailOpen() Option {
 }
 
 // WithErrorHandler sets what answers a request that the middleware refuses. err
-// wraps one of this package's sentinels, but for the 500 of a [Transactor]. f is called from many goroutines; it
+// wraps one of this package's sentinels, unless the answer is 500: a response of a
+// [Transactor] that cannot be stored, or two instances in one chain that disagree. f is called from many goroutines; it
 // writes the whole answer, and may delegate to [WriteError], which is the
-// default, and also answers where f writes nothing.
+// default, and also answers if f writes nothing.
 func WithErrorHandler(f func(w http.ResponseWriter, r *http.Request, err error)) Option {
 	return func(c *config) {
 		must(f != nil, "WithErrorHandler", "nil function")
@@ -309,27 +238,4 @@ func WithLogger(l *slog.Logger) Option {
 		must(l != nil, "WithLogger", "nil logger")
 		c.logger = l
 	}
-}
-
-// isToken reports whether s is a token of RFC 9110, section 5.6.2, which the
-// names of headers and methods are.
-func isToken(s string) bool {
-	const marks = "!#$%&'*+-.^_`|~"
-	for i := range len(s) {
-		c := s[i]
-		alphanumeric := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
-		if !alphanumeric && strings.IndexByte(marks, c) < 0 {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// isNil reports whether v is nil, or an interface that holds a nil pointer.
-func isNil(v any) bool {
-	if v == nil {
-		return true
-	}
-	p := reflect.ValueOf(v)
-	return p.Kind() == reflect.Pointer && p.IsNil()
 }

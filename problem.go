@@ -21,7 +21,7 @@ type problem struct {
 // body returns the problem as it is sent.
 func (p problem) body() []byte {
 	b, _ := json.Marshal(p)             // A struct of texts and a number: it cannot fail.
-	return slices.Clip(append(b, '\n')) // For whoever reads it in a terminal.
+	return slices.Clip(append(b, '\n')) // For a reader in a terminal.
 }
 
 // refusal is the answer that stands for a sentinel.
@@ -48,18 +48,20 @@ var refusals = []*refusal{
 		"This idempotency key was used before with a different request. To retry, send the request as it was sent first; for another operation, use a new key."),
 	newRefusal(ErrOutstanding, "ErrOutstanding", "Request outstanding", http.StatusConflict, true,
 		"A request with this idempotency key is still being processed. Wait, then send the same request with the same key again to get its response."),
-	newRefusal(ErrNotReplayable, "ErrNotReplayable", "Response not kept", http.StatusConflict, false,
-		"A request with this idempotency key has been processed, but its response was not kept, and it will not be processed again. Look up its outcome before you send it with a new key."),
+	newRefusal(ErrInterrupted, "ErrInterrupted", "Request interrupted", http.StatusConflict, false,
+		"A request with this idempotency key was processed in part or whole, and has no answer. It will not be processed again. Look up its outcome before you send it with a new key."),
 	newRefusal(ErrBodyUnreadable, "ErrBodyUnreadable", "Request body unreadable", http.StatusBadRequest, false,
-		"The request's body ended before it was complete. Nothing was processed. Send the request again with the same key."),
+		"The request's body ended before it was complete. Send the request again with the same key."),
 	newRefusal(ErrClaimLost, "ErrClaimLost", "Claim lost", http.StatusConflict, true,
 		"Another request with this idempotency key has taken over. Send the same request with the same key again to get its response."),
 	newRefusal(ErrNotCommitted, "ErrNotCommitted", "Not committed", http.StatusServiceUnavailable, true,
 		"The request could not be completed. Send the same request with the same key again: it gets the response if there is one after all, or is processed from the beginning."),
+	newRefusal(ErrUnreadable, "ErrUnreadable", "Idempotency record unreadable", http.StatusServiceUnavailable, false,
+		"What the idempotency store holds for this key cannot be read. Contact the service: it must look up what became of the request."),
 	newRefusal(ErrUnavailable, "ErrUnavailable", "Idempotency store unavailable", http.StatusServiceUnavailable, true,
-		"The idempotency key could not be checked. Nothing was processed. Send the same request with the same key again."),
+		"The idempotency key could not be checked. Send the same request with the same key again."),
 	newRefusal(ErrFull, "ErrFull", "Idempotency store full", http.StatusServiceUnavailable, true,
-		"The idempotency store has no room left. Nothing was processed. Send the same request with the same key again."),
+		"The idempotency store has no room left. Send the same request with the same key again."),
 }
 
 // unknown is the answer to an error that is none of the sentinels.
@@ -67,12 +69,15 @@ var unknown = problem{"about:blank", http.StatusText(http.StatusInternalServerEr
 	http.StatusInternalServerError, "The request could not be processed."}
 
 // WriteError answers a request with the problem (application/problem+json, RFC
-// 9457) that stands for err, and with Retry-After where a retry will help. It
+// 9457) that stands for err, and with Retry-After if a retry will help. It
 // is the default of [WithErrorHandler], for error handlers that delegate to it.
 // The answer shows neither the key nor anything of another request; of err
 // itself it shows only what a validator of [WithKeyValidator] returned. An err
 // that wraps none of the sentinels is answered with 500.
-func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+func WriteError(w http.ResponseWriter, r *http.Request, err error) { writeProblem(w, err) }
+
+// writeProblem returns the status that it has written.
+func writeProblem(w http.ResponseWriter, err error) (status int) {
 	header, room := w.Header(), make([]string, 3)
 	status, body := unknown.Status, []byte(nil)
 	if known := refusalOf(err); known == nil {
@@ -86,9 +91,10 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	room[1] = "application/problem+json"
 	header["Content-Type"] = room[1:2:2]
-	setLength(header, status, body, room[2:])
+	setLength(header, status, body, room[2:], len(header["Content-Encoding"]) > 0)
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // The client may be gone.
+	return status
 }
 
 // refusalOf returns the refusal that stands for err, or nil.
@@ -115,7 +121,7 @@ func (known *refusal) told(err error) (status int, body []byte) {
 		if errors.As(err, &tooLarge) {
 			p.Title = "Request body too large"
 			p.Status = http.StatusRequestEntityTooLarge
-			p.Detail = "The request's body is larger than this server takes. Nothing was processed. Send a smaller one with a new key."
+			p.Detail = "The request's body is larger than this server takes. Send a smaller one with a new key."
 			return p.Status, p.body()
 		}
 	case ErrKeyInvalid:

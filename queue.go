@@ -47,10 +47,11 @@ func (q *queue) add(e *entry, d time.Duration) {
 	heap.Push(&q.heads, l)
 }
 
-// remove removes an entry of the queue.
-func (q *queue) remove(e *entry) {
-	l := e.line
+// remove removes an entry of the line.
+func (l *line) remove(e *entry) {
+	q := l.queue
 	q.size -= e.size
+	e.line = nil
 	if e.next != nil {
 		e.next.prev = e.prev
 	} else {

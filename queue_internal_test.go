@@ -22,7 +22,10 @@ func TestQueue(t *testing.T) {
 		for range 20_000 {
 			now += random.Int64N(3)
 			if len(entries) == 0 || random.IntN(2*len(entries)+100) > len(entries)+45 {
-				d := time.Duration(random.IntN(durations)) * 50 // 0 is for ever.
+				d := time.Duration(1+random.IntN(durations)) * 50
+				if random.IntN(10) == 0 {
+					d = Forever
+				}
 				e := &entry{end: end(now, d), size: random.Int64N(1000)}
 				q.add(e, d)
 				entries = append(entries, e)
@@ -34,8 +37,9 @@ func TestQueue(t *testing.T) {
 				}
 				e := entries[i]
 				entries = slices.Delete(entries, i, i+1)
-				q.remove(e)
+				e.line.remove(e)
 				size -= e.size
+				require.Nil(t, e.line)
 			}
 			require.Equal(t, size, q.size)
 			if len(entries) == 0 {
@@ -44,7 +48,7 @@ func TestQueue(t *testing.T) {
 			}
 			nearest := slices.MinFunc(entries, func(a, b *entry) int { return int(min(max(a.end-b.end, -1), 1)) })
 			require.Equal(t, nearest.end, q.first().end)
-			require.Contains(t, entries, q.first())
+			require.True(t, slices.Contains(entries, q.first()))
 			require.Equal(t, nearest.end <= now, q.over(now))
 			require.LessOrEqual(t, len(q.lines), len(q.heads)+spareLines+1, "empty lines pile up")
 		}

@@ -2,47 +2,12 @@ package idempotency
 
 import (
 	"context"
-	"crypto/sha1"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-)
-
-// The scripts know this very claim, while it is outstanding, by the begin of its
-// record (ARGV[1], up to and with the token) and its length: the fingerprint
-// takes 32 bytes more. What else they find they leave as it is, and return. Else
-// they return 1 (nil would be an error to go-redis, at some cost).
-var (
-	// putScript sets KEYS[1] to ARGV[2] with a time to live of ARGV[3]
-	// milliseconds (0 is for ever) where it holds the claim, or nothing.
-	putScript = newScript(`
-local held = redis.call('GET', KEYS[1])
-if held and (#held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1]) then
-  return held
-end
-if ARGV[3] == '0' then
-  redis.call('SET', KEYS[1], ARGV[2])
-else
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-end
-return 1
-`)
-	// deleteScript deletes KEYS[1] where it holds the claim.
-	deleteScript = newScript(`
-local held = redis.call('GET', KEYS[1])
-if not held then
-  return 1
-end
-if #held ~= #ARGV[1] + 32 or string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then
-  return held
-end
-redis.call('DEL', KEYS[1])
-return 1
-`)
 )
 
 // Redis is a [Backend] in Redis 7.0 or newer, or Valkey: one server, Sentinel
@@ -51,15 +16,26 @@ return 1
 //
 // A record is one Redis key, so that every command stays in one slot. To claim,
 // replay or refuse takes one round trip, to renew, complete or release one more.
-// Times are Redis's, in whole milliseconds, rounded up.
+// (A claim without a trace that meets a record with one takes a second.) Times
+// are Redis's, in whole milliseconds, rounded up, and at most 146 years but for the
+// expiry [Forever]. It is an [Inspector].
+//
+// It needs the commands SET, GET, GETRANGE, SETRANGE, STRLEN, DEL, PTTL, PEXPIRE,
+// EVALSHA and EVAL on keys with its prefix, in the words of an ACL:
+//
+//	~idempotency:* +set +get +getrange +setrange +strlen +del +pttl +pexpire +evalsha +eval
+//
+// The first claim in a process finds out whether it has them all, and fails if
+// not: no handler runs whose response could not be stored.
 //
 // What Redis loses is lost here too: a claim that was acknowledged by a primary
 // and not yet replicated when it failed, or that an eviction policy dropped,
 // lets a retry run the handler again. Give the keys a database that does not
 // evict (maxmemory-policy noeviction).
 type Redis struct {
-	client redis.UniversalClient
-	prefix string
+	client  redis.UniversalClient
+	prefix  string
+	allowed atomic.Bool // the commands it needs, all of them
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -93,137 +69,216 @@ func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 }
 
 // Claim implements [Backend].
-func (b *Redis) Claim(ctx context.Context, key string, claim Claim, lease time.Duration) (Record, bool, error) {
-	held, claimed, err := b.take(ctx, b.prefix+key, claim, lease)
-	if claimed || err != nil {
-		return Record{}, claimed, err
+func (b *Redis) Claim(ctx context.Context, key Key, claim Claim, terms Terms) (held Record, claimed bool, err error) {
+	if err := terms.check(); err != nil {
+		return Record{}, false, err
 	}
-	return held.export(), false, nil
+	name := b.name(key)
+	if terms.Trace == 0 && !terms.TakeOver && b.allowed.Load() {
+		var raw string
+		raw, claimed, err = b.setIfFree(ctx, name, claim, terms.Lease)
+		if err != nil {
+			return b.whileReadOnly(ctx, name, claim, err)
+		}
+		if claimed {
+			return Record{}, true, nil
+		}
+		held, trace, err := decodeRecord(raw, claim)
+		// Without a trace a record that is not completed is outstanding.
+		if err != nil || held.State == StateCompleted || trace == 0 && held.Claim.Token != claim.Token {
+			return held, false, err
+		}
+	}
+	held, claimed, err = b.claimByScript(ctx, name, claim, terms)
+	if err != nil {
+		return b.whileReadOnly(ctx, name, claim, err)
+	}
+	return held, claimed, nil
 }
 
-func (b *Redis) claim(ctx context.Context, key recordKey, fingerprint [sha256.Size]byte, lease time.Duration) (found, error) {
-	ctx, cancel := context.WithTimeout(ctx, claimTime)
-	defer cancel()
-	begun := time.Now()
-	claim := Claim{newToken(), fingerprint}
-	held, claimed, err := b.take(ctx, b.name(key), claim, lease)
-	if claimed || err != nil {
-		claimed, err = inTime(claimed, err, begun, lease)
-		return found{token: claim.Token, claimed: claimed}, err
-	}
-	return found{same: held.claim.Fingerprint == fingerprint, response: held.response}, nil
-}
-
-// name returns the Redis key of a record.
-func (b *Redis) name(key recordKey) string {
-	room := make([]byte, 0, 128)
-	return string(key.append(append(room, b.prefix...)))
-}
-
-// take claims the Redis key name by one SET with NX and GET.
-func (b *Redis) take(ctx context.Context, name string, claim Claim, lease time.Duration) (record, bool, error) {
-	args := []any{"set", name, encodeClaim(claim), "nx", "get", "px", milliseconds(lease)}
-	if lease == 0 {
-		args = args[:5]
-	}
-	cmd := redis.NewStringCmd(ctx, args...)
+// setIfFree claims by one command if no trace is to be left.
+func (b *Redis) setIfFree(ctx context.Context, name string, claim Claim, lease time.Duration) (held string, claimed bool, err error) {
+	cmd := redis.NewStringCmd(ctx, "set", name, encodeClaim(claim, 0), "nx", "get", "px", milliseconds(lease))
 	_ = b.client.Process(ctx, cmd) // The error is the command's.
-	text, err := cmd.Result()
+	held, err = cmd.Result()
 	if errors.Is(err, redis.Nil) {
-		return record{}, true, nil
+		return "", true, nil
 	}
+	return held, false, explained(err)
+}
+
+func (b *Redis) claimByScript(ctx context.Context, name string, claim Claim, terms Terms) (Record, bool, error) {
+	takeOver, prove := "0", "0"
+	if terms.TakeOver {
+		takeOver = "1"
+	}
+	if !b.allowed.Load() {
+		prove = "1"
+	}
+	reply, err := b.run(ctx, claimScript, name, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), takeOver, prove)
 	if err != nil {
-		return record{}, false, fmt.Errorf("idempotency: redis claim: %w", err)
+		return Record{}, false, err
 	}
-	raw, _ := cmd.Bytes() // the same bytes
-	held, err := decodeRecord(text, raw)
-	if err != nil {
-		return record{}, false, err
+	b.allowed.Store(true)
+	switch reply := reply.(type) {
+	case string: // the progress
+		return Record{Claim: claim, State: StateInterrupted, Progress: textBytes(reply)}, true, nil
+	case []any:
+		held, _, err := decodeReply(reply, claim)
+		return held, false, err
 	}
-	return held, held.response == nil && held.claim.Token == claim.Token, nil
+	return Record{}, true, nil
+}
+
+// whileReadOnly returns the completed record of the same request, if there is one,
+// if the claim failed with err because Redis takes no writes. Any other record makes
+// the error tell of it: nothing may run beside it.
+func (b *Redis) whileReadOnly(ctx context.Context, name string, claim Claim, err error) (Record, bool, error) {
+	failed := fmt.Errorf("idempotency: redis claim: %w", err)
+	if !takesNoWrites(err) {
+		return Record{}, false, failed
+	}
+	cmd := redis.NewStringCmd(ctx, "get", name)
+	_ = b.client.Process(ctx, cmd)
+	raw, readErr := cmd.Result()
+	if errors.Is(readErr, redis.Nil) {
+		return Record{}, false, failed
+	}
+	var held Record
+	if readErr = explained(readErr); readErr == nil {
+		held, _, readErr = decodeRecord(raw, claim)
+	}
+	switch {
+	case readErr != nil:
+		return Record{}, false, fmt.Errorf("%w: %w", readErr, failed)
+	case held.State == StateCompleted && held.Claim.matches(claim):
+		return held, false, nil
+	case held.Claim.Token != claim.Token:
+		return Record{}, false, fmt.Errorf("%w: %w", ErrOutstanding, failed)
+	}
+	return Record{}, false, failed
+}
+
+// takesNoWrites reports whether Redis is full, a replica, short of replicas, or
+// cannot save.
+func takesNoWrites(err error) bool {
+	return redis.HasErrorPrefix(err, "OOM") || redis.HasErrorPrefix(err, "READONLY") ||
+		redis.HasErrorPrefix(err, "NOREPLICAS") || redis.HasErrorPrefix(err, "MISCONF")
 }
 
 // Renew implements [Backend].
-func (b *Redis) Renew(ctx context.Context, key string, claim Claim, lease time.Duration) error {
-	return b.put(ctx, b.prefix+key, claim, encodeClaim(claim), lease)
-}
-
-func (b *Redis) renew(ctx context.Context, key recordKey, claim Claim, lease time.Duration) error {
-	return b.put(ctx, b.name(key), claim, encodeClaim(claim), lease)
+func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, progress []byte) error {
+	if err := terms.check(); err != nil {
+		return err
+	}
+	return b.update(ctx, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 }
 
 // Complete implements [Backend].
-func (b *Redis) Complete(ctx context.Context, key string, claim Claim, resp *Response, expiry time.Duration) error {
-	return b.put(ctx, b.prefix+key, claim, encodeResponse(claim, &response{status: resp.Status, header: newFields(resp.Header), buffer: resp.Body}), expiry)
+func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []byte, expiry time.Duration) error {
+	if expiry <= 0 {
+		return errExpiry
+	}
+	ms := int64(0)
+	if expiry != Forever {
+		ms = milliseconds(expiry)
+	}
+	return b.update(ctx, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
 }
 
-func (b *Redis) complete(ctx context.Context, key recordKey, claim Claim, resp *response, expiry time.Duration) error {
-	return b.put(ctx, b.name(key), claim, encodeResponse(claim, resp), expiry)
+// Release implements [Backend].
+func (b *Redis) Release(ctx context.Context, key Key, claim Claim, trace time.Duration) error {
+	if err := checkTrace(trace); err != nil {
+		return err
+	}
+	err := b.update(ctx, releaseScript, key, claim, encodeClaim(claim, trace))
+	if errors.Is(err, ErrClaimLost) {
+		return nil
+	}
+	return err
 }
 
-// lead is room for the head of most records.
-func (b *Redis) lead() int { return 256 }
-
-// put sets the Redis key name where it holds claim, outstanding, or nothing.
-func (b *Redis) put(ctx context.Context, name string, claim Claim, value []byte, ttl time.Duration) error {
-	held, err := b.run(ctx, putScript, name, encodeToken(claim), value, milliseconds(ttl))
-	if err != nil || held == nil || held.claim.Token == claim.Token {
+// update runs a script that changes a record only if it is this very claim, or
+// nothing.
+func (b *Redis) update(ctx context.Context, s script, key Key, claim Claim, argv ...any) error {
+	reply, err := b.run(ctx, s, b.name(key), argv...)
+	if err != nil {
+		return fmt.Errorf("idempotency: redis: %w", err)
+	}
+	raw, held := reply.(string)
+	if !held {
+		return nil
+	}
+	rec, _, err := decodeRecord(raw, claim)
+	if err != nil || rec.Claim.Token == claim.Token { // It has its response already.
 		return err
 	}
 	return ErrClaimLost
 }
 
-// Release implements [Backend].
-func (b *Redis) Release(ctx context.Context, key string, claim Claim) error {
-	_, err := b.run(ctx, deleteScript, b.prefix+key, encodeToken(claim))
-	return err
+// Lookup implements [Inspector].
+func (b *Redis) Lookup(ctx context.Context, key Key) (rec Record, left time.Duration, ok bool, err error) {
+	reply, err := b.run(ctx, lookupScript, b.name(key))
+	if err != nil {
+		return Record{}, 0, false, fmt.Errorf("idempotency: redis lookup: %w", err)
+	}
+	held, found := reply.([]any)
+	if !found {
+		return Record{}, 0, false, nil
+	}
+	rec, left, err = decodeReply(held, Claim{})
+	return rec, left, err == nil, err
 }
 
-func (b *Redis) release(ctx context.Context, key recordKey, claim Claim) error {
-	return b.Release(ctx, key.String(), claim)
+// Forget implements [Inspector].
+func (b *Redis) Forget(ctx context.Context, key Key, seen Record) (bool, error) {
+	reply, err := b.run(ctx, forgetScript, b.name(key), encodeHead(seen.Claim, kindClaim), int(seen.State))
+	if err != nil {
+		return false, fmt.Errorf("idempotency: redis forget: %w", err)
+	}
+	return reply == int64(1), nil
 }
 
-// script is a Lua script. Redis knows it by its hash, once it was sent whole. It
-// is what [redis.Script] is, and builds its command at once.
-type script struct{ text, hash any }
-
-func newScript(text string) script {
-	hash := sha1.Sum([]byte(text))
-	return script{text, hex.EncodeToString(hash[:])}
+// name returns the Redis key of a record.
+func (b *Redis) name(key Key) string {
+	room := make([]byte, 0, 128)
+	return string(key.append(append(room, b.prefix...)))
 }
 
-// run runs a script on the Redis key name, and returns the record that stood in
-// its way, or nil if none did.
-func (b *Redis) run(ctx context.Context, s script, name string, argv ...any) (*record, error) {
-	args := append(make([]any, 0, 8), "evalsha", s.hash, 1, name)
+// run runs a script on the Redis key name.
+func (b *Redis) run(ctx context.Context, s script, name string, argv ...any) (any, error) {
+	args := append(make([]any, 0, 10), "evalsha", s.hash, 1, name)
 	args = append(args, argv...)
 	cmd := redis.NewCmd(ctx, args...)
 	_ = b.client.Process(ctx, cmd) // The error is the command's.
-	if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+	if cmd.Err() != nil && redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
 		args[0], args[1] = "eval", s.text
 		cmd = redis.NewCmd(ctx, args...)
 		_ = b.client.Process(ctx, cmd)
 	}
 	reply, err := cmd.Result()
-	if err != nil {
-		return nil, fmt.Errorf("idempotency: redis: %w", err)
-	}
-	text, found := reply.(string)
-	if !found {
-		return nil, nil
-	}
-	held, err := decodeRecord(text, []byte(text))
-	if err != nil {
-		return nil, err
-	}
-	return &held, nil
+	return reply, explained(err)
 }
 
-// milliseconds rounds up, so that nothing is let go of before its time.
-func milliseconds(d time.Duration) int64 {
-	ms := d / time.Millisecond
-	if d%time.Millisecond > 0 {
-		ms++
+// explained returns err as ErrFull if Redis has no room left, and as
+// ErrUnreadable if the key holds another type.
+func explained(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case redis.HasErrorPrefix(err, "OOM"):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case redis.HasErrorPrefix(err, "WRONGTYPE"):
+		return fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
-	return int64(ms)
+	return err
+}
+
+// longest is how long a lease or a trace lasts in Redis that is for ever. The sum of
+// two is a time.Duration still.
+const longest = 146 * 365 * 24 * time.Hour
+
+// milliseconds rounds up, so that nothing ends before its time.
+func milliseconds(d time.Duration) int64 {
+	return int64((min(d, longest) + time.Millisecond - 1) / time.Millisecond)
 }

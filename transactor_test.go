@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,9 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/idempotency-go/idempotency"
+	"github.com/stretchr/testify/require"
 )
 
 // ledger is a Transactor: what handlers write into it takes effect with Complete.
@@ -38,7 +36,7 @@ type draft struct {
 
 type draftKey struct{}
 
-func (l *ledger) Begin(ctx context.Context, _ string, claim idempotency.Claim) context.Context {
+func (l *ledger) Begin(ctx context.Context, _ idempotency.Key, claim idempotency.Claim, _ time.Duration) context.Context {
 	return context.WithValue(ctx, draftKey{}, &draft{claim: claim})
 }
 
@@ -57,9 +55,9 @@ func draftOf(ctx context.Context, claim idempotency.Claim) *draft {
 	return d
 }
 
-func (l *ledger) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
-	err := l.counted.Complete(ctx, key, claim, resp, expiry)
-	if d := draftOf(ctx, claim); err == nil && resp.Status != 0 {
+func (l *ledger) Complete(ctx context.Context, key idempotency.Key, claim idempotency.Claim, response []byte, expiry time.Duration) error {
+	err := l.counted.Complete(ctx, key, claim, response, expiry)
+	if d := draftOf(ctx, claim); err == nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.written = append(l.written, d.lines...)
@@ -68,44 +66,42 @@ func (l *ledger) Complete(ctx context.Context, key string, claim idempotency.Cla
 	return err
 }
 
-func (l *ledger) Release(ctx context.Context, key string, claim idempotency.Claim) error {
+func (l *ledger) Release(ctx context.Context, key idempotency.Key, claim idempotency.Claim, trace time.Duration) error {
 	draftOf(ctx, claim).lines = nil
-	return l.counted.Release(ctx, key, claim)
+	return l.counted.Release(ctx, key, claim, trace)
 }
 
 // attempt is a handler that writes the number of its run and then answers.
 type attempt struct {
 	runs   int
-	answer http.HandlerFunc
+	answer http.Handler
 }
 
 func (a *attempt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.runs++
 	write(r, fmt.Sprintf("run %d", a.runs))
-	a.answer(w, r)
+	a.answer.ServeHTTP(w, r)
 }
 
-// status answers with a status, a Content-Type ("" is none) and a body.
-func status(code int, contentType, body string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		if contentType != "" {
-			w.Header().Set("Content-Type", contentType)
-		}
-		w.WriteHeader(code)
-		fmt.Fprint(w, body)
+// answers is a script that answers with a status, a Content-Type ("" is none) and
+// a body.
+func answers(status int, contentType, body string) script {
+	if contentType == "" {
+		return script{code(status), says(body)}
 	}
+	return script{asType(contentType), code(status), says(body)}
 }
 
 func TestTransactorCommitsWithTheResponse(t *testing.T) {
-	for name, answer := range map[string]http.HandlerFunc{
-		"JSON":         status(201, "application/json", `{"payment":1}`),
-		"a refusal":    status(402, "application/json", `{"error":"declined"}`),
-		"any type":     status(200, "text/html", "<p>paid"),
-		"plain text":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "declined", 400) },
-		"invalid JSON": status(200, "application/json", "paid"),
-		"no body":      status(204, "", ""),
-		"a redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/payments/1", http.StatusSeeOther) },
-		"nothing":      func(http.ResponseWriter, *http.Request) {},
+	for name, answer := range map[string]script{
+		"JSON":         answers(201, "application/json", `{"payment":1}`),
+		"a refusal":    answers(402, "application/json", `{"error":"declined"}`),
+		"any type":     answers(200, "text/html", "<p>paid"),
+		"plain text":   answers(400, "text/plain; charset=utf-8", "declined"),
+		"invalid JSON": answers(200, "application/json", "paid"),
+		"no body":      answers(204, "", ""),
+		"a redirect":   {redirects("/payments/1", http.StatusSeeOther)},
+		"nothing":      {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, a, es := newLedger(never), &attempt{answer: answer}, &events{}
@@ -125,61 +121,52 @@ func TestTransactorCommitsWithTheResponse(t *testing.T) {
 // What is not stored is undone, and a retry is processed afresh.
 func TestTransactorUndoes(t *testing.T) {
 	long := strings.Repeat("x", 2000)
-	onlyJSON := idempotency.WithContentTypes("application/json")
+	onlyJSON := types("application/json")
+	storeIf := func(limit int) []idempotency.Option { return with(idempotency.WithStoreIf(below(limit))) }
 	for name, test := range map[string]struct {
-		answer http.HandlerFunc
+		answer script
 		opts   []idempotency.Option
+		reason idempotency.Reason
 		sent   int // the status; 500 with unsent is the middleware's own
 		unsent bool
 	}{
-		"500":              {answer: status(500, "application/json", `{}`), sent: 500},
-		"503, streamed":    {answer: status(503, "text/plain", long), sent: 503},
-		"NoStore":          {answer: noStoreThen(status(200, "application/json", `{}`)), sent: 200},
-		"NoStore, long":    {answer: noStoreThen(status(200, "application/json", long)), sent: 200},
-		"NoStore at last":  {answer: thenNoStore(status(200, "application/json", `{}`)), sent: 200},
-		"a long refusal":   {answer: status(409, "text/plain", long), sent: 409},
-		"too long":         {answer: status(200, "text/plain", long), sent: 500, unsent: true},
-		"too long, in two": {answer: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "x"); fmt.Fprint(w, long) }, sent: 500, unsent: true},
-		"too late NoStore": {answer: thenNoStore(status(200, "text/plain", long)), sent: 500, unsent: true},
-		"encoded": {answer: func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Encoding", "gzip")
-			fmt.Fprint(w, "x")
-		}, sent: 500, unsent: true},
-		"cut": {answer: func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Length", "9")
-			fmt.Fprint(w, "x")
-		}, sent: 500, unsent: true},
-		"trailers": {answer: func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Trailer", "X-Sum")
-			fmt.Fprint(w, "x")
-		}, sent: 500, unsent: true},
-		"late trailers": {answer: func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprint(w, "x")
-			w.Header().Set(http.TrailerPrefix+"X-Sum", "1")
-		}, sent: 500, unsent: true},
-		"101":                    {answer: status(101, "", ""), sent: 500, unsent: true},
-		"an unlisted type":       {answer: status(200, "text/html", "<p>"), opts: []idempotency.Option{onlyJSON}, sent: 500, unsent: true},
-		"invalid JSON":           {answer: status(200, "application/json", "{"), opts: []idempotency.Option{onlyJSON}, sent: 500, unsent: true},
-		"no body":                {answer: status(204, "", ""), opts: []idempotency.Option{onlyJSON}, sent: 500, unsent: true},
-		"an unlisted refusal":    {answer: status(404, "text/plain", "no"), opts: []idempotency.Option{onlyJSON}, sent: 404},
-		"WithStoreIf":            {answer: status(201, "application/json", `{}`), opts: []idempotency.Option{idempotency.WithStoreIf(below(200))}, sent: 500, unsent: true},
-		"WithStoreIf, a refusal": {answer: status(404, "application/json", `{}`), opts: []idempotency.Option{idempotency.WithStoreIf(below(400))}, sent: 404},
+		"500":                    {answers(500, "application/json", `{}`), nil, idempotency.ReasonServerError, 500, false},
+		"503, streamed":          {answers(503, "text/plain", long), nil, idempotency.ReasonServerError, 503, false},
+		"500, before NoStore":    {script{code(500), says("{}"), noStore}, nil, idempotency.ReasonServerError, 500, false},
+		"NoStore":                {script{noStore, code(200), says("{}")}, nil, idempotency.ReasonNoStore, 200, false},
+		"NoStore, long":          {script{noStore, code(200), says(long)}, nil, idempotency.ReasonNoStore, 200, false},
+		"NoStore at last":        {script{code(200), says("{}"), noStore}, nil, idempotency.ReasonNoStore, 200, false},
+		"a long refusal":         {answers(409, "text/plain", long), nil, idempotency.ReasonTooLarge, 409, false},
+		"too long":               {answers(200, "text/plain", long), nil, idempotency.ReasonTooLarge, 500, true},
+		"too long, in two":       {script{says("x"), says(long)}, nil, idempotency.ReasonTooLarge, 500, true},
+		"too late NoStore":       {script{code(200), says(long), noStore}, nil, idempotency.ReasonTooLarge, 500, true},
+		"encoded":                {script{set("Content-Type", "application/json"), set("Content-Encoding", "gzip"), says("x")}, with(idempotency.WithContentTypes("application/json")), idempotency.ReasonEncoded, 500, true},
+		"cut":                    {script{set("Content-Length", "9"), says("x")}, nil, idempotency.ReasonLength, 500, true},
+		"trailers":               {script{set("Trailer", "X-Sum"), says("x")}, nil, idempotency.ReasonTrailers, 500, true},
+		"late trailers":          {script{says("x"), set(http.TrailerPrefix+"X-Sum", "1")}, nil, idempotency.ReasonTrailers, 500, true},
+		"101":                    {script{code(101)}, nil, idempotency.ReasonHijacked, 500, true},
+		"an unlisted type":       {answers(200, "text/html", "<p>"), onlyJSON, idempotency.ReasonContentType, 500, true},
+		"invalid JSON":           {answers(200, "application/json", "{"), onlyJSON, idempotency.ReasonInvalidJSON, 500, true},
+		"no body":                {answers(204, "", ""), onlyJSON, idempotency.ReasonContentType, 500, true},
+		"an unlisted 400":        {answers(400, "text/plain", "no"), onlyJSON, idempotency.ReasonContentType, 400, false},
+		"an unlisted 399":        {answers(399, "text/plain", "x"), onlyJSON, idempotency.ReasonContentType, 500, true},
+		"an unlisted refusal":    {answers(404, "text/plain", "no"), onlyJSON, idempotency.ReasonContentType, 404, false},
+		"WithStoreIf":            {answers(201, "application/json", `{}`), storeIf(200), idempotency.ReasonStoreIf, 500, true},
+		"WithStoreIf, a refusal": {answers(404, "application/json", `{}`), storeIf(400), idempotency.ReasonStoreIf, 404, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
 			l, es := newLedger(never), &events{}
-			a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("X-Payment", "1")
-				test.answer(w, r)
-			}}
+			a := &attempt{answer: append(script{set("X-Payment", "1")}, test.answer...)}
 			h := idempotency.New(l, append(test.opts, es.option(), idempotency.WithBufferLimit(1000),
-				idempotency.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...)(a)
+				logInto(&log))...)(a)
 			for run := range 2 {
 				w := send(h, request("k", "b"))
 				require.Equal(t, test.sent, w.Code, w.Body)
 				require.Equal(t, run+1, a.runs)
 				event, _ := es.last(t)
 				require.Equal(t, idempotency.NotStored, event.Outcome)
+				require.Equal(t, test.reason, event.Reason)
 				require.Equal(t, test.sent, event.Status)
 				if test.unsent {
 					require.Equal(t, "application/problem+json", w.Header().Get("Content-Type"))
@@ -190,27 +177,13 @@ func TestTransactorUndoes(t *testing.T) {
 				} else {
 					require.Equal(t, "1", w.Header().Get("X-Payment"))
 					require.NoError(t, event.Err)
-					require.Empty(t, log.String())
+					require.NotContains(t, log.String(), "cannot be stored")
 				}
 			}
 			require.Empty(t, l.written)
 			require.EqualValues(t, 2, l.releases.Load())
 			require.Zero(t, l.completes.Load())
 		})
-	}
-}
-
-func noStoreThen(answer http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		idempotency.NoStore(r.Context())
-		answer(w, r)
-	}
-}
-
-func thenNoStore(answer http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r)
-		idempotency.NoStore(r.Context())
 	}
 }
 
@@ -221,11 +194,11 @@ func below(limit int) func(int, http.Header) bool {
 func TestTransactorUndoesAPanic(t *testing.T) {
 	l, es := newLedger(never), &events{}
 	var written http.ResponseWriter
-	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
+	a := &attempt{answer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		written = w
 		fmt.Fprint(w, strings.Repeat("x", 2000)) // It is withheld.
 		panic("boom")
-	}}
+	})}
 	w := httptest.NewRecorder()
 	h := idempotency.New(l, es.option(), idempotency.WithBufferLimit(1000))(a)
 	require.PanicsWithValue(t, "boom", func() { h.ServeHTTP(w, request("k", "b")) })
@@ -243,22 +216,22 @@ func TestTransactorUndoesAPanic(t *testing.T) {
 // A handler whose response cannot be sent learns of it, and cannot get around it.
 func TestTransactorWithholds(t *testing.T) {
 	l := newLedger(never)
-	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
+	a := &attempt{answer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		controller := http.NewResponseController(w)
 		_, _, err := controller.Hijack()
 		require.ErrorIs(t, err, http.ErrNotSupported)
-		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Set("Trailer", "X-Sum")
 		_, err = fmt.Fprint(w, "x")
 		require.ErrorContains(t, err, "cannot be stored")
 		w.WriteHeader(http.StatusOK)
 		require.ErrorIs(t, controller.Flush(), http.ErrNotSupported)
 		_, _, err = controller.Hijack()
 		require.ErrorIs(t, err, http.ErrNotSupported)
-	}}
+	})}
 	w := send(idempotency.New(l, quiet)(a), request("k", "b"))
 	require.Equal(t, http.StatusInternalServerError, w.Code)
 	require.False(t, w.Flushed)
-	require.Empty(t, w.Header().Get("Content-Encoding"))
+	require.Empty(t, w.Header().Get("Trailer"))
 	require.Empty(t, l.written)
 }
 
@@ -286,10 +259,7 @@ func TestTransactorDoesNotCommit(t *testing.T) {
 					}
 					return nil
 				})
-				a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
-					w.Header().Set("Set-Cookie", "paid=1")
-					status(201, "application/json", `{"payment":1}`)(w, r)
-				}}
+				a := &attempt{answer: append(script{set("Set-Cookie", "paid=1")}, answers(201, "application/json", `{"payment":1}`)...)}
 				outside := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("X-Request-Id", "7")
 					idempotency.New(l, quiet, es.option())(a).ServeHTTP(w, r)
@@ -329,7 +299,7 @@ func TestTransactorLooksUp(t *testing.T) {
 			}
 			return nil
 		})
-		a := &attempt{answer: status(201, "application/json", `{}`)}
+		a := &attempt{answer: answers(201, "application/json", `{}`)}
 		h := idempotency.New(l, quiet)(a)
 		require.Equal(t, 201, send(h, request("k", "b")).Code)
 		require.Equal(t, []string{"run 1"}, l.written)
@@ -339,10 +309,10 @@ func TestTransactorLooksUp(t *testing.T) {
 }
 
 func TestTransactorAtMostOnce(t *testing.T) {
-	l, a := newLedger(never), &attempt{answer: status(500, "text/plain", "no")}
+	l, a := newLedger(never), &attempt{answer: answers(500, "text/plain", "no")}
 	h := idempotency.New(l, quiet, idempotency.WithAtMostOnce())(a)
 	require.Equal(t, 500, send(h, request("k", "b")).Code)
-	requireProblem(t, send(h, request("k", "b")), http.StatusConflict, "ErrNotReplayable")
+	requireProblem(t, send(h, request("k", "b")), http.StatusConflict, "ErrInterrupted")
 	require.Empty(t, l.written)
 	require.Equal(t, 1, a.runs)
 }
@@ -352,7 +322,7 @@ func TestTransactorUnprotected(t *testing.T) {
 	h := idempotency.New(newLedger(always("claim")), quiet, idempotency.WithFailOpen())(http.HandlerFunc(
 		func(w http.ResponseWriter, r *http.Request) {
 			require.Nil(t, r.Context().Value(draftKey{}))
-			status(200, "text/html", "<p>")(w, r)
+			answers(200, "text/html", "<p>").ServeHTTP(w, r)
 		}))
 	w := send(h, request("k", "b"))
 	require.Equal(t, 200, w.Code)
@@ -362,12 +332,64 @@ func TestTransactorUnprotected(t *testing.T) {
 // A refusal within the handler keeps its response from being stored. The client
 // is not told of success for that: nobody called NoStore.
 func TestTransactorRefusalWithin(t *testing.T) {
-	inner := idempotency.New(idempotency.NewMemory(), quiet)(status(201, "application/json", `{}`))
+	inner := idempotency.New(idempotency.NewMemory(), quiet)(answers(201, "application/json", `{}`))
 	l := newLedger(never)
-	a := &attempt{answer: func(w http.ResponseWriter, r *http.Request) {
+	a := &attempt{answer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		require.Equal(t, 422, send(inner, request("\x00", "item").WithContext(r.Context())).Code)
-		status(http.StatusMultiStatus, "application/json", `[422]`)(w, r)
-	}}
+		answers(http.StatusMultiStatus, "application/json", `[422]`).ServeHTTP(w, r)
+	})}
 	require.Equal(t, 500, send(idempotency.New(l, quiet)(a), request("k", "b")).Code)
 	require.Empty(t, l.written)
+}
+
+// A handler that ended the transaction itself leaves the key interrupted: Complete
+// says so, and is not called again.
+func TestTransactorIsInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		es := &events{}
+		l := newLedger(alwaysWith("complete", fmt.Errorf("the handler has committed: %w", idempotency.ErrInterrupted)))
+		h := idempotency.New(l, quiet, es.option())(&attempt{answer: answers(201, "application/json", `{}`)})
+		start := time.Now()
+		w := send(h, request("k", "b"))
+		require.Zero(t, time.Since(start))
+		requireProblem(t, w, http.StatusConflict, "ErrInterrupted")
+		require.Empty(t, w.Header().Get("Retry-After"))
+		require.EqualValues(t, 1, l.completes.Load())
+		require.EqualValues(t, 1, l.releases.Load())
+		e, _ := es.last(t)
+		require.Equal(t, idempotency.Failed, e.Outcome)
+		require.ErrorIs(t, e.Err, idempotency.ErrInterrupted)
+		require.NotErrorIs(t, e.Err, idempotency.ErrNotCommitted)
+	})
+}
+
+// Begin is told how long the response would be stored, and is not ended by the
+// client.
+func TestTransactorBegins(t *testing.T) {
+	for expiry, want := range map[time.Duration]time.Duration{time.Hour: time.Hour, 0: idempotency.Forever} {
+		ctx, leave := context.WithCancel(t.Context())
+		l := &beginning{ledger: newLedger(never)}
+		h := idempotency.New(l, idempotency.WithExpiry(expiry))(&attempt{answer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			leave()
+			require.NoError(t, l.ctx.Err())
+			require.NoError(t, r.Context().Err())
+			fmt.Fprint(w, "{}")
+		})})
+		send(h, request("k", "b").WithContext(ctx))
+		send(h, request("k", "b"))
+		require.Equal(t, []time.Duration{want}, l.expiries, "once for each claim")
+		require.Equal(t, []string{"run 1"}, l.written)
+	}
+}
+
+// beginning is a ledger that notes what Begin is given.
+type beginning struct {
+	*ledger
+	ctx      context.Context
+	expiries []time.Duration
+}
+
+func (b *beginning) Begin(ctx context.Context, key idempotency.Key, claim idempotency.Claim, expiry time.Duration) context.Context {
+	b.ctx, b.expiries = ctx, append(b.expiries, expiry)
+	return b.ledger.Begin(ctx, key, claim, expiry)
 }

@@ -6,7 +6,7 @@
 //
 // Each writes its report to ../docs/performance, or where -out says, and tells
 // on stderr how far it is. They start a Redis of their own on a free loopback
-// port, and stop it, in whatever way they end.
+// port, and stop it, however they end.
 package main
 
 import (
@@ -43,7 +43,7 @@ func main() {
 }
 
 // run runs one command and returns the exit status: 1, after one line on stderr,
-// for whatever keeps it from ending well.
+// for what keeps it from ending well.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := command(ctx, args, stdin, stdout, stderr)
 	if errors.Is(err, flag.ErrHelp) {

@@ -12,11 +12,7 @@ import (
 // memory, whose records end on time.
 func RunFast(t *testing.T, newBackend func(t *testing.T) idempotency.Backend) {
 	timing := timing{soon: 40 * time.Millisecond, patience: time.Second, prompt: 10 * time.Second}
-	cases := cases
-	if _, transactor := newBackend(t).(idempotency.Transactor); transactor {
-		cases = slices.Concat(cases, transactorCases)
-	}
-	for _, c := range cases {
+	for _, c := range slices.Concat(cases, furtherCases(newBackend(t))) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			c.test(t, newBackend(t), timing)
@@ -27,7 +23,7 @@ func RunFast(t *testing.T, newBackend func(t *testing.T) idempotency.Backend) {
 // Clauses returns the clause of each case, by its name.
 func Clauses() map[string]string {
 	clauses := make(map[string]string)
-	for _, c := range slices.Concat(cases, transactorCases) {
+	for _, c := range slices.Concat(cases, inspectorCases, transactorCases) {
 		clauses[c.name] = c.clause
 	}
 	return clauses

@@ -1,5 +1,5 @@
 // Package idempotencytest tests that an [idempotency.Backend] keeps its
-// contract. Whoever writes a backend calls [Run] from a test:
+// contract. The author of a backend calls [Run] from a test:
 //
 //	func TestBackend(t *testing.T) {
 //		idempotencytest.Run(t, func(t *testing.T) idempotency.Backend {
@@ -27,25 +27,27 @@
 // # Time
 //
 // The suite works in real time, because a store has its own clock. It asks for
-// leases and expiries of 50 ms and waits up to 10 s for the end of each, so that
-// neither a slow machine nor a backend that rounds up to whole seconds fails.
-// Where something must still be held it has asked for an hour. A case that asks
-// what happens before a short time is over is tried again with a longer one where
-// the calls took too long to tell, and is skipped after several such tries. A
-// store whose clock stands still, such as miniredis, needs a goroutine that
-// advances it.
+// leases, traces and expiries of 50 ms and waits up to 10 s for the end of each,
+// so that neither a slow machine nor a backend that rounds up to whole seconds
+// fails. What must not end during a test lasts for an hour. A case that asks what
+// happens before a short time is over is tried again with a longer one if the
+// calls took too long to tell, and is skipped after several such tries. A store
+// whose clock stands still, such as miniredis, needs someone to advance it.
 //
-// # Transactors
+// # Inspectors and Transactors
 //
-// A backend that is an [idempotency.Transactor] has further cases, whose names
-// begin with "begin". That what its handlers write commits together with their
-// response, or not at all, is for its own tests.
+// A backend that is an [idempotency.Inspector], itself or through its method
+// Unwrap() Backend, has further cases. Their names begin with "lookup" and
+// "forget". A backend that is an [idempotency.Transactor] has further cases too,
+// and their names begin with "begin". That what its handlers write commits
+// together with their response, or not at all, is for its own tests.
 //
 // # What is not tested
 //
 // The suite cannot fill a store, restart it or cut its network. That a full
 // store returns [idempotency.ErrFull], that records outlive a restart and that
-// several processes share them is for the backend's own tests.
+// several processes share them is for the backend's own tests. So is a record
+// that cannot be read ([idempotency.ErrUnreadable]).
 package idempotencytest
 
 import (
@@ -65,11 +67,12 @@ type testCase struct {
 }
 
 // cases is what [Run] runs.
-var cases = slices.Concat(claimCases, settleCases, timeCases, recordCases, keyCases, contextCases, concurrentCases)
+var cases = slices.Concat(claimCases, renewCases, completeCases, releaseCases, interruptedCases, takeOverCases, progressCases,
+	timeCases, recordCases, keyCases, contextCases, concurrentCases)
 
 // timing is how long the suite asks for and waits.
 type timing struct {
-	soon     time.Duration // a lease or expiry whose end is waited for
+	soon     time.Duration // a lease, trace or expiry whose end is waited for
 	patience time.Duration // how long after its time a record may still be held
 	prompt   time.Duration // how long a call with a context that has ended may take
 }
@@ -85,20 +88,32 @@ type timing struct {
 func Run(t *testing.T, newBackend func(t *testing.T) idempotency.Backend) {
 	t.Helper()
 	timing := timing{soon: 50 * time.Millisecond, patience: 10 * time.Second, prompt: 30 * time.Second}
-	transactor := false
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			backend := newBackend(t)
-			_, transactor = backend.(idempotency.Transactor)
-			c.test(t, backend, timing)
-		})
+	var backend idempotency.Backend
+	run := func(cases []testCase) {
+		for _, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				backend = newBackend(t)
+				c.test(t, backend, timing)
+			})
+		}
 	}
-	if !transactor {
-		return
+	run(cases)
+	if backend == nil { // Not one of these cases was asked for.
+		backend = newBackend(t)
 	}
-	for _, c := range transactorCases {
-		t.Run(c.name, func(t *testing.T) { c.test(t, newBackend(t), timing) })
+	run(furtherCases(backend))
+}
+
+// furtherCases returns the cases for what a backend is besides.
+func furtherCases(backend idempotency.Backend) []testCase {
+	var further []testCase
+	if inspector(backend) != nil {
+		further = append(further, inspectorCases...)
 	}
+	if _, ok := backend.(idempotency.Transactor); ok {
+		further = append(further, transactorCases...)
+	}
+	return further
 }
 
 // test runs the case on a backend that nothing else uses.

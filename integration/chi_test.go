@@ -263,7 +263,7 @@ func TestChiRecoverer(t *testing.T) {
 	}{
 		{outside, nil, idempotency.Panicked, idempotency.Panicked, 2},
 		{outside, []idempotency.Option{idempotency.WithContentTypes("*")}, idempotency.Panicked, idempotency.Panicked, 2},
-		{outside, []idempotency.Option{idempotency.WithAtMostOnce()}, idempotency.Panicked, idempotency.NotReplayable, 1},
+		{outside, []idempotency.Option{idempotency.WithAtMostOnce()}, idempotency.Panicked, idempotency.Interrupted, 1},
 		{inside, nil, idempotency.NotStored, idempotency.NotStored, 2},
 		{inside, []idempotency.Option{idempotency.WithContentTypes("*")}, idempotency.Stored, idempotency.Replayed, 1},
 	} {

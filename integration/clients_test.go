@@ -178,11 +178,11 @@ type failingClaims struct {
 	left atomic.Int32
 }
 
-func (b *failingClaims) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
+func (b *failingClaims) Claim(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
 	if b.left.Add(-1) >= 0 {
 		return idempotency.Record{}, false, errors.New("connection refused")
 	}
-	return b.Backend.Claim(ctx, key, claim, lease)
+	return b.Backend.Claim(ctx, key, claim, terms)
 }
 
 func TestRetryAfterBackendFailed(t *testing.T) {
@@ -273,7 +273,7 @@ func TestRetryLeavesOtherConflictsAlone(t *testing.T) {
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusConflict, resp.StatusCode)
-	require.Contains(t, string(body), "ErrNotReplayable")
+	require.Contains(t, string(body), "ErrInterrupted")
 	require.Len(t, *pauses, 1, "the abort is retried, the 409 without Retry-After is not")
 	requireOneKey(t, s, 2)
 }
@@ -284,8 +284,8 @@ type toldClaims struct {
 	tried chan bool
 }
 
-func (b *toldClaims) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
-	held, claimed, err := b.Backend.Claim(ctx, key, claim, lease)
+func (b *toldClaims) Claim(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
+	held, claimed, err := b.Backend.Claim(ctx, key, claim, terms)
 	b.tried <- claimed
 	return held, claimed, err
 }
@@ -363,7 +363,7 @@ func TestTransportSendsAgain(t *testing.T) {
 			}
 			require.Len(t, s.tries(), 1+c.tries)
 			require.EqualValues(t, 1, payments.runs.Load())
-			// Whoever does not get a second try from net/http makes it.
+			// A client that gets no second try from net/http makes it.
 			again, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
 			require.NoError(t, err)
 			again.Header = req.Header

@@ -282,7 +282,7 @@ func TestGinLogger(t *testing.T) {
 }
 
 // TestGinBasicAuth repeats a request with its key and without its password.
-// Inside, the answer is handed to whoever has the key.
+// Inside, the answer is handed to anyone who has the key.
 func TestGinBasicAuth(t *testing.T) {
 	for order, status := range map[string]int{outside: http.StatusUnauthorized, inside: http.StatusCreated} {
 		t.Run(order, func(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/idempotency-go/idempotency"
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,13 +20,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// withMetrics counts requests and takes their time, by outcome.
+// withMetrics counts requests by outcome, and by why a response was not stored, and
+// takes their time.
 func withMetrics(reg prometheus.Registerer) idempotency.Option {
-	metrics, labels := promauto.With(reg), []string{"outcome"}
-	requests := metrics.NewCounterVec(prometheus.CounterOpts{Name: "idempotency_requests_total"}, labels)
-	seconds := metrics.NewHistogramVec(prometheus.HistogramOpts{Name: "idempotency_request_duration_seconds"}, labels)
+	metrics, outcome := promauto.With(reg), []string{"outcome"}
+	requests := metrics.NewCounterVec(prometheus.CounterOpts{Name: "idempotency_requests_total"}, append(outcome, "reason"))
+	seconds := metrics.NewHistogramVec(prometheus.HistogramOpts{Name: "idempotency_request_duration_seconds"}, outcome)
 	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) {
-		requests.WithLabelValues(string(e.Outcome)).Inc()
+		requests.WithLabelValues(string(e.Outcome), string(e.Reason)).Inc()
 		seconds.WithLabelValues(string(e.Outcome)).Observe(e.Duration.Seconds())
 	})
 }
@@ -47,7 +47,7 @@ func withRouteMetrics(reg prometheus.Registerer) idempotency.Option {
 // backendDown is a backend out of reach.
 type backendDown struct{ idempotency.Backend }
 
-func (backendDown) Claim(context.Context, string, idempotency.Claim, time.Duration) (idempotency.Record, bool, error) {
+func (backendDown) Claim(context.Context, idempotency.Key, idempotency.Claim, idempotency.Terms) (idempotency.Record, bool, error) {
 	return idempotency.Record{}, false, errors.New("connection refused")
 }
 
@@ -150,7 +150,7 @@ func driveOutcomes(t *testing.T, s *watched) map[idempotency.Outcome]int {
 	send(2, idempotency.NotStored, http.StatusOK, "/text", "secret-text", "secret")
 	send(4, idempotency.Panicked, 0, "/panics", "secret-panic", "secret")
 	send(5, idempotency.Replayed, http.StatusCreated, "/payments", "secret-paid", "secret")
-	send(6, idempotency.NotReplayable, http.StatusConflict, "/once", "secret-once", "secret")
+	send(6, idempotency.Interrupted, http.StatusConflict, "/once", "secret-once", "secret")
 	send(7, idempotency.Reused, http.StatusUnprocessableEntity, "/payments", "secret-paid", "another secret")
 	send(8, idempotency.Rejected, http.StatusUnprocessableEntity, "/payments", `"secret-no-end`, "secret")
 	send(10, idempotency.Failed, http.StatusServiceUnavailable, "/down", "secret-down", "secret")
@@ -185,17 +185,17 @@ func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
 	counts := driveOutcomes(t, newWatched(t, unwrapped, quiet, withMetrics(reg)))
-	want := func(metric string) (series []string) {
-		for _, outcome := range slices.Sorted(maps.Keys(counts)) {
-			series = append(series, fmt.Sprintf("%s{outcome=%q} %d", metric, outcome, counts[outcome]))
-		}
-		return series
+	reasons := map[idempotency.Outcome]idempotency.Reason{idempotency.NotStored: idempotency.ReasonContentType}
+	var requests, durations []string
+	for _, outcome := range slices.Sorted(maps.Keys(counts)) {
+		requests = append(requests, fmt.Sprintf("idempotency_requests_total{outcome=%q,reason=%q} %d", outcome, reasons[outcome], counts[outcome]))
+		durations = append(durations, fmt.Sprintf("idempotency_request_duration_seconds_count{outcome=%q} %d", outcome, counts[outcome]))
 	}
-	for _, metric := range []string{"idempotency_requests_total", "idempotency_request_duration_seconds_count"} {
-		got, text := scrape(t, reg, metric)
-		require.Equal(t, want(metric), got)
-		require.NotContains(t, text, "secret")
-	}
+	got, text := scrape(t, reg, "idempotency_requests_total")
+	require.Equal(t, requests, got)
+	require.NotContains(t, text, "secret")
+	got, _ = scrape(t, reg, "idempotency_request_duration_seconds_count")
+	require.Equal(t, durations, got)
 	buckets, _ := scrape(t, reg, "idempotency_request_duration_seconds_bucket")
 	require.Contains(t, buckets, `idempotency_request_duration_seconds_bucket{outcome="replayed",le="10"} 5`, "durations are in seconds")
 	sums, _ := scrape(t, reg, "idempotency_request_duration_seconds_sum")

@@ -250,7 +250,7 @@ func TestTimeoutHandlerInside(t *testing.T) {
 		require.Equal(t, idempotency.NotStored, o.event().Outcome)
 		close(till.finish)
 		require.Equal(t, http.StatusConflict, s.post("/", "k").status)
-		require.Equal(t, idempotency.NotReplayable, o.event().Outcome)
+		require.Equal(t, idempotency.Interrupted, o.event().Outcome)
 	})
 }
 
@@ -296,7 +296,7 @@ func TestCrossOriginProtection(t *testing.T) {
 }
 
 // TestAuthentication repeats Alice's request with her key and without her
-// password. Inside, the answer is handed to whoever has the key.
+// password. Inside, the answer is handed to anyone who has the key.
 func TestAuthentication(t *testing.T) {
 	type userKey struct{}
 	passwords := map[string]string{"alice": "a", "bob": "b"}

@@ -64,13 +64,15 @@ type orderBackend struct {
 	records []idempotency.Response
 }
 
-func (b *orderBackend) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
+func (b *orderBackend) Complete(ctx context.Context, key idempotency.Key, claim idempotency.Claim, response []byte, expiry time.Duration) error {
+	var record idempotency.Response
+	if err := record.UnmarshalBinary(response); err != nil {
+		return err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.records = append(b.records, idempotency.Response{
-		Status: resp.Status, Header: resp.Header.Clone(), Body: slices.Clone(resp.Body),
-	})
-	return b.Memory.Complete(ctx, key, claim, resp, expiry)
+	b.records = append(b.records, record)
+	return b.Memory.Complete(ctx, key, claim, response, expiry)
 }
 
 func newOrderTest(t *testing.T, opts ...idempotency.Option) *orderTest {

@@ -122,7 +122,7 @@ var looks = []struct{ name, script string }{
 }
 
 // colours begins a function with what WCAG 2 says of contrast. It throws at
-// whatever it could only guess at.
+// what it could only guess at.
 const colours = `(() => {
 	const parse = text => {
 		const found = text.match(/^rgba?\(([\d.]+), ([\d.]+), ([\d.]+)(?:, ([\d.]+))?\)$/);

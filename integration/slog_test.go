@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -23,7 +24,7 @@ func withLog(logger *slog.Logger) idempotency.Option {
 		idempotency.Failed: slog.LevelError, idempotency.Panicked: slog.LevelError}
 	return idempotency.WithObserver(func(ctx context.Context, e idempotency.Event) {
 		logger.Log(ctx, levels[e.Outcome], "idempotency", "outcome", e.Outcome, "status", e.Status,
-			"duration", e.Duration, "storage_key", idempotency.StorageKey("", e.Key), "error", e.Err)
+			"reason", e.Reason, "duration", e.Duration, "storage_key", e.StorageKey.String(), "error", e.Err)
 	})
 }
 
@@ -144,8 +145,25 @@ func TestLogLines(t *testing.T) {
 		}
 		require.Len(t, got, 2)
 		require.Equal(t, slog.LevelError.String(), got[0].Level)
-		require.Equal(t, idempotency.StorageKey("", "secret"), line.StorageKey)
+		require.Equal(t, idempotency.NewKey("", "secret").String(), line.StorageKey)
 		require.Equal(t, line.StorageKey, got[0].StorageKey, "a fault and its request are to be found together")
 		require.Contains(t, got[0].Error, c.err)
+	}
+}
+
+// TestLogWarns shows that a route whose responses are never stored is told of once.
+func TestLogWarns(t *testing.T) {
+	lines := &logLines{}
+	logger := slog.New(slog.NewJSONHandler(lines, nil))
+	s := newWatched(t, unwrapped, idempotency.WithLogger(logger))
+	for range 3 {
+		s.send(t, "/text", "secret", "secret")
+		s.send(t, "/once", rand.Text(), "secret")
+	}
+	all := lines.take()
+	require.Equal(t, 2, strings.Count(all, "\n"), all)
+	for _, route := range []string{"POST /text", "POST /once"} {
+		require.Contains(t, all, fmt.Sprintf(`"level":"WARN","msg":"idempotency: response not stored, a retry is not replayed",`+
+			`"reason":"content_type","pattern":%q`, route))
 	}
 }

@@ -25,6 +25,7 @@ func withSpans() idempotency.Option {
 	return idempotency.WithObserver(func(ctx context.Context, e idempotency.Event) {
 		span := trace.SpanFromContext(ctx)
 		span.SetAttributes(attribute.String("idempotency.outcome", string(e.Outcome)),
+			attribute.String("idempotency.reason", string(e.Reason)),
 			attribute.Bool("idempotency.replayed", e.Outcome == idempotency.Replayed))
 		span.RecordError(e.Err) // Of nil it records nothing.
 	})
@@ -114,6 +115,7 @@ func TestTracing(t *testing.T) {
 		values := attributesOf(span)
 		require.Equal(t, string(c.outcome), values["idempotency.outcome"], c.path)
 		require.Equal(t, c.outcome == idempotency.Replayed, values["idempotency.replayed"], c.path)
+		require.Equal(t, c.outcome == idempotency.NotStored, values["idempotency.reason"] == "content_type", c.path)
 		if c.status != 0 {
 			require.EqualValues(t, c.status, values["http.response.status_code"], c.path)
 			require.Equal(t, "POST "+c.path, span.Name(), "the mux inside names the span")

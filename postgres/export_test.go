@@ -1,3 +1,11 @@
 package postgres
 
-var ErrInUse = errInUse
+import "time"
+
+var (
+	ErrInUse = errInUse
+	ErrEnded = errEnded
+	MayEnd   = mayEnd
+)
+
+func Microseconds(d time.Duration) int64 { return *microseconds(d) }

@@ -29,6 +29,16 @@ type savepoint struct {
 // errInUse is what a goroutine gets that uses the transaction beside another one.
 var errInUse = errors.New("postgres: the transaction is in use, or is being ended")
 
+// Conn panics: see [Tx].
+func (savepoint) Conn() *pgx.Conn {
+	panic("postgres: Conn of a request's transaction: its connection is another request's afterwards; use the methods of the transaction")
+}
+
+// LargeObjects panics: see [Tx].
+func (savepoint) LargeObjects() pgx.LargeObjects {
+	panic("postgres: LargeObjects of a request's transaction: use SQL's functions, such as lo_put")
+}
+
 func (s savepoint) Begin(ctx context.Context) (pgx.Tx, error) {
 	return use(s, func() (pgx.Tx, error) {
 		tx, err := s.Tx.Begin(ctx)
@@ -54,42 +64,80 @@ func (s savepoint) CopyFrom(ctx context.Context, table pgx.Identifier, columns [
 }
 
 func (s savepoint) SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults {
-	results, err := use(s, func() (pgx.BatchResults, error) { return s.Tx.SendBatch(ctx, batch), nil })
+	results, err := use(s, func() (pgx.BatchResults, error) {
+		for _, query := range batch.QueuedQueries {
+			s.in.note(ctx, query.SQL)
+		}
+		return s.Tx.SendBatch(ctx, batch), nil
+	})
 	if err != nil {
 		return pgx.FailedBatchResults(batch, err)
 	}
-	return results
+	return batchResults{results}
 }
 
 func (s savepoint) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	return use(s, func() (*pgconn.StatementDescription, error) { return s.Tx.Prepare(ctx, name, sql) })
+	return use(s, func() (*pgconn.StatementDescription, error) {
+		s.in.note(ctx, sql) // It is sent by its name.
+		return s.Tx.Prepare(ctx, name, sql)
+	})
 }
 
 func (s savepoint) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	return use(s, func() (pgconn.CommandTag, error) { return s.Tx.Exec(ctx, sql, args...) })
+	return use(s, func() (pgconn.CommandTag, error) {
+		s.in.note(ctx, sql)
+		return s.Tx.Exec(ctx, sql, args...)
+	})
 }
 
 func (s savepoint) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	rows, err := use(s, func() (pgx.Rows, error) { return s.Tx.Query(ctx, sql, args...) })
-	if errors.Is(err, errInUse) {
+	result, err := use(s, func() (pgx.Rows, error) {
+		s.in.note(ctx, sql)
+		return s.Tx.Query(ctx, sql, args...)
+	})
+	if result == nil { // It was not sent.
 		return pgx.FailedBatchResults(new(pgx.Batch), err).Query() // Rows that have ended.
 	}
-	return rows, err
+	return rows{result}, err
 }
 
 func (s savepoint) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	row, err := use(s, func() (pgx.Row, error) { return s.Tx.QueryRow(ctx, sql, args...), nil })
+	row, err := use(s, func() (pgx.Row, error) {
+		s.in.note(ctx, sql)
+		return s.Tx.QueryRow(ctx, sql, args...), nil
+	})
 	if err != nil {
 		return pgx.FailedBatchResults(new(pgx.Batch), err).QueryRow()
 	}
 	return row
 }
 
+// rows are Rows that do not show their connection.
+type rows struct{ pgx.Rows }
+
+func (rows) Conn() *pgx.Conn { return nil }
+
+// batchResults are BatchResults whose Rows do not.
+type batchResults struct{ pgx.BatchResults }
+
+func (r batchResults) Query() (pgx.Rows, error) {
+	result, err := r.BatchResults.Query()
+	return rows{result}, err
+}
+
 // use calls f while nobody else uses the transaction.
 func use[R any](s savepoint, f func() (R, error)) (result R, err error) {
-	if !s.in.mu.TryLock() {
+	t := s.in
+	if !t.mu.TryLock() {
 		return result, errInUse
 	}
-	defer s.in.mu.Unlock()
-	return f()
+	defer t.mu.Unlock()
+	if t.ended {
+		return result, pgx.ErrTxClosed
+	}
+	result, err = f()
+	if t.conn.Conn().PgConn().TxStatus() == 'I' {
+		t.suspect = true
+	}
+	return result, err
 }

@@ -1,7 +1,6 @@
 package postgres_test
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
@@ -18,30 +17,25 @@ import (
 )
 
 // To look up what became of a COMMIT takes no time from a claim: with
-// WithAtMostOnce it is to last as long as a response would.
-func TestLookUpKeepsTheLease(t *testing.T) {
-	pool := newPool(t)
-	for name, lease := range map[string]time.Duration{"a day": 24 * time.Hour, "for ever": 0} {
+// WithAtMostOnce its trace is to last as long as a response would.
+func TestLookUpKeepsTheTrace(t *testing.T) {
+	for name, terms := range map[string]idempotency.Terms{"a day": atMostOnce, "for ever": {Lease: time.Hour, Trace: idempotency.Forever}} {
 		t.Run(name, func(t *testing.T) {
-			table, parts := tableName(t, pool), tableName(t, pool)
-			_, err := pool.Exec(t.Context(), `CREATE TABLE "`+parts+`" (id int PRIMARY KEY, whole int REFERENCES "`+parts+`" DEFERRABLE INITIALLY DEFERRED)`)
+			pool := newPool(t, inSchema(t, schemaName()))
+			_, err := pool.Exec(t.Context(), `CREATE TABLE parts (id int PRIMARY KEY, whole int REFERENCES parts DEFERRABLE INITIALLY DEFERRED)`)
 			require.NoError(t, err)
-			b := postgres.NewTransactional(pool, postgres.WithTable(table))
+			b := postgres.NewTransactional(pool)
 			require.NoError(t, b.Migrate(t.Context()))
-			key, claim := newClaim()
-			_, claimed, err := b.Claim(t.Context(), key, claim, lease)
-			require.NoError(t, err)
-			require.True(t, claimed)
-			ctx := b.Begin(t.Context(), key, claim)
+			key, own := claim(t, b, terms)
+			ctx := b.Begin(t.Context(), key, own, time.Hour)
 			tx, err := postgres.Tx(ctx)
 			require.NoError(t, err)
-			_, err = tx.Exec(ctx, `INSERT INTO "`+parts+`" VALUES (1, 2)`) // COMMIT fails: there is no whole.
+			_, err = tx.Exec(ctx, `INSERT INTO parts VALUES (1, 2)`) // COMMIT fails: there is no whole.
 			require.NoError(t, err)
-			require.ErrorIs(t, b.Complete(ctx, key, claim, &idempotency.Response{Status: 201}, time.Hour), idempotency.ErrNotCommitted)
-			var kept bool
-			require.NoError(t, pool.QueryRow(t.Context(), `SELECT coalesce(expires > now() + interval '23 hours', true)
-				FROM "`+table+`" WHERE token = $1 AND status IS NULL`, claim.Token).Scan(&kept))
-			require.True(t, kept)
+			require.ErrorIs(t, b.Complete(ctx, key, own, []byte("{}"), time.Hour), idempotency.ErrNotCommitted)
+			state, left := stateOf(t, b, key)
+			require.Equal(t, idempotency.StateOutstanding, state)
+			require.Greater(t, left, 24*time.Hour)
 		})
 	}
 }
@@ -99,74 +93,43 @@ func TestLookUpFindsTheCommit(t *testing.T) {
 				}
 			})
 			b := postgres.NewTransactional(pool, postgres.WithTable(table))
-			key, claim := newClaim()
-			_, claimed, err := b.Claim(t.Context(), key, claim, time.Minute)
+			key, own := claim(t, b, hour)
+			ctx := b.Begin(t.Context(), key, own, time.Hour)
+			_, err := postgres.Tx(ctx)
 			require.NoError(t, err)
-			require.True(t, claimed)
-			ctx := b.Begin(t.Context(), key, claim)
-			_, err = postgres.Tx(ctx)
-			require.NoError(t, err)
-			require.NoError(t, b.Complete(ctx, key, claim, &idempotency.Response{Status: 201}, test.expiry))
+			require.NoError(t, b.Complete(ctx, key, own, []byte("{}"), test.expiry))
 		})
 	}
 }
 
-// hangsUp is a connection that ends once it has sent something, when it is told
-// so, and the request to cancel a statement that pgx then makes is lost as well.
-type hangsUp struct {
-	net.Conn
-	told *atomic.Bool
-}
-
-// cancelRequest begins such a request.
-var cancelRequest = []byte{0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e}
-
-func (c hangsUp) Write(b []byte) (int, error) {
-	if bytes.HasPrefix(b, cancelRequest) {
-		return 0, net.ErrClosed
-	}
-	n, err := c.Conn.Write(b)
-	if c.told.Load() {
-		_ = c.Close()
-	}
-	return n, err
-}
-
-// A COMMIT that is still under way is waited for.
-func TestLookUpWaitsForTheCommit(t *testing.T) {
-	armed, told := new(atomic.Bool), new(atomic.Bool)
-	s := newService(t, func(c *pgxpool.Config) {
-		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-			if told.Load() {
-				return hangsUp{conn, new(atomic.Bool)}, err // The look goes over this one.
+// Where the look finds no record of the claim, nothing tells that it was committed.
+func TestLookUpFindsNoRecord(t *testing.T) {
+	admin := newPool(t)
+	gone := make(chan error, 1)
+	schema := schemaName()
+	var c *claimed
+	c = newClaimed(t, func(config *pgxpool.Config) {
+		config.ConnConfig.Tracer = onCommit(func(conn *pgx.Conn) {
+			if c == nil {
+				return // The test has not begun.
 			}
-			return hangsUp{conn, told}, err
-		}
-		c.ConnConfig.Tracer = onCommit(func(*pgx.Conn) { told.Store(armed.Load()) })
-		c.MaxConns = 1
-	})
-	// COMMIT waits for a lock that the test holds.
-	holder := newPool(t)
-	tx, err := holder.Begin(t.Context())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = tx.Rollback(context.Background()) }) // It is over already where the test has passed.
-	_, err = tx.Exec(t.Context(), "SELECT pg_advisory_xact_lock(2026)")
-	require.NoError(t, err)
-	_, err = s.pool.Exec(t.Context(), `
-		CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(2026); RETURN NULL; END $$;
-		CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON payments DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()`)
-	require.NoError(t, err)
-	armed.Store(true)
-	status := make(chan int, 1)
-	go func() { status <- send(s.handle(t, created), "k").Code }()
-	require.Eventually(t, func() bool {
-		var looks int
-		require.NoError(t, holder.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
-			WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE'`).Scan(&looks))
-		return looks == 1
-	}, 4*time.Second, 10*time.Millisecond)
-	require.NoError(t, tx.Commit(t.Context()))
-	require.Equal(t, 201, <-status)
-	require.Equal(t, 1, s.payments(t))
+			go func() { // It waits until the transaction has ended, and the look waits for it.
+				_, err := admin.Exec(context.Background(), "DELETE FROM "+schema+".idempotency_records")
+				gone <- err
+			}()
+			require.Eventually(t, func() bool {
+				var waits bool
+				err := admin.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+					WHERE wait_event_type = 'Lock' AND query = 'DELETE FROM `+schema+`.idempotency_records')`).Scan(&waits)
+				return err == nil && waits
+			}, time.Minute, time.Millisecond)
+			_ = conn.PgConn().Conn().Close()
+		})
+	}, inSchema(t, schema))
+	c.send("INSERT INTO writes VALUES (1)")
+	require.ErrorIs(t, c.complete(), idempotency.ErrClaimLost)
+	require.NoError(t, <-gone)
+	var writes int
+	require.NoError(t, c.pool.QueryRow(t.Context(), "SELECT count(*) FROM writes").Scan(&writes))
+	require.Zero(t, writes)
 }

@@ -10,39 +10,57 @@
 // Records whose time is over are no longer seen, but stay in the table until
 // [Backend.Sweep] deletes them: run [Backend.SweepEvery] in one process or more.
 //
-// Leases and expiries are counted by the database's clock.
+// Leases, traces and expiries are counted by the database's clock, in whole
+// microseconds, rounded up.
+//
+// # Vacuum
+//
+// A request leaves two dead row versions: the claim, when its response replaces it,
+// and the response, when the sweep deletes it. Autovacuum must be on; the table's
+// own settings let it begin when 5 % of the rows are dead. A renewal is a heap-only
+// (HOT) update as long as its page has room, which the fillfactor of 80 keeps: it
+// writes to no index, and what it leaves is removed without a vacuum. What a vacuum
+// and a HOT update can remove is what no open transaction may see: a transaction
+// that stays open for hours lets the table grow, as any table in that database.
 package postgres
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"time"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
 )
 
 // Backend is an [idempotency.Backend] in one table of PostgreSQL. A claim, a
-// replay and a refusal are one round trip each. It is safe for concurrent use,
-// by any number of processes.
+// replay and a refusal are one round trip each, and so is all else. It is an
+// [idempotency.Inspector], safe for concurrent use by any number of processes.
+//
+// Renewals have up to 4 connections of their own, which are made like those of the
+// pool when a claim is first renewed: a pool whose connections are all in use costs
+// no claim. See [Backend.Close].
+//
+// A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
+// stored response is still replayed.
 type Backend struct {
 	pool  *pgxpool.Pool
 	table table
 	tx    pgx.TxOptions
 	sql   statements
+
+	mu       sync.Mutex
+	renewals *pgxpool.Pool // nil until a claim is renewed
 }
 
-var _ idempotency.Backend = (*Backend)(nil)
+var _ idempotency.Inspector = (*Backend)(nil)
 
 // An Option is a setting of [New] and [NewTransactional].
 type Option func(*Backend)
 
 // WithTable sets the table's name, with or without its schema: "billing.keys".
-// Give the schema where handlers change the search path. The default is
+// Give the schema if handlers change the search path. The default is
 // "idempotency_records".
 func WithTable(name string) Option {
 	return func(b *Backend) { b.table = newTable(name) }
@@ -79,115 +97,33 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 	return b
 }
 
-// Claim implements [idempotency.Backend].
-func (b *Backend) Claim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (held idempotency.Record, claimed bool, err error) {
-	err = again(ctx, func() error {
-		held, claimed, err = b.tryClaim(ctx, key, claim, lease)
-		return err
-	})
-	return held, claimed, err
-}
+// maxRenewals is how many connections renewals have.
+const maxRenewals = 4
 
-func (b *Backend) tryClaim(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) (idempotency.Record, bool, error) {
-	var row record
-	err := b.pool.QueryRow(ctx, b.sql.claim, key, claim.Token, claim.Fingerprint[:], microseconds(lease)).
-		Scan(&row.token, &row.fingerprint, &row.status, &row.header, &row.body)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = errRaced
+// renewalPool returns the connections that only renewals use.
+func (b *Backend) renewalPool() (*pgxpool.Pool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.renewals != nil {
+		return b.renewals, nil
 	}
-	if err != nil {
-		return idempotency.Record{}, false, full(err)
+	config := b.pool.Config()
+	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewals, 0, 0
+	pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
+	b.renewals = pool
+	return pool, err
+}
+
+// Close closes the connections that renewals have, and waits for the renewals that
+// are under way. Call it when the server has shut down, before or after the pool is
+// closed, which stays its caller's. A process that ends need not call it. A claim
+// that is renewed afterwards makes new connections.
+func (b *Backend) Close() {
+	b.mu.Lock()
+	pool := b.renewals
+	b.renewals = nil
+	b.mu.Unlock()
+	if pool != nil {
+		pool.Close()
 	}
-	if row.token == claim.Token && row.status == nil {
-		return idempotency.Record{}, true, nil
-	}
-	held, err := row.decode()
-	return held, false, err
-}
-
-// Renew implements [idempotency.Backend].
-func (b *Backend) Renew(ctx context.Context, key string, claim idempotency.Claim, lease time.Duration) error {
-	return b.put(ctx, key, claim, record{}, lease)
-}
-
-// Complete implements [idempotency.Backend].
-func (b *Backend) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
-	row, err := encode(resp)
-	if err != nil {
-		return err
-	}
-	return b.put(ctx, key, claim, row, expiry)
-}
-
-// Release implements [idempotency.Backend].
-func (b *Backend) Release(ctx context.Context, key string, claim idempotency.Claim) error {
-	return again(ctx, func() error {
-		_, err := b.pool.Exec(ctx, b.sql.release, key, claim.Token)
-		return err
-	})
-}
-
-// put writes the claim for a time, with the response of row if it has one.
-func (b *Backend) put(ctx context.Context, key string, claim idempotency.Claim, row record, d time.Duration) error {
-	return again(ctx, func() error {
-		var written bool
-		var holder *string
-		var settled *bool
-		err := b.pool.QueryRow(ctx, b.sql.put, key, claim.Token, claim.Fingerprint[:], microseconds(d), row.status, row.header, row.body).
-			Scan(&written, &holder, &settled)
-		switch {
-		case err != nil || written:
-			return full(err)
-		case holder != nil && *holder != claim.Token:
-			return idempotency.ErrClaimLost
-		case settled != nil && *settled:
-			return nil // It has its response already.
-		}
-		return errRaced
-	})
-}
-
-// errRaced is a statement that saw the table as it was before another one
-// changed it.
-var errRaced = errors.New("postgres: another request was faster")
-
-// again calls f until it meets no other request's statement.
-func again(ctx context.Context, f func() error) error {
-	for {
-		err := f()
-		var pg *pgconn.PgError
-		raced := errors.Is(err, errRaced) ||
-			errors.As(err, &pg) && (pg.Code == serializationFailure || pg.Code == deadlockDetected)
-		if !raced {
-			return err
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("%w: %w", ctx.Err(), err)
-		}
-	}
-}
-
-// Codes of PostgreSQL's errors.
-const (
-	serializationFailure = "40001"
-	deadlockDetected     = "40P01"
-	diskFull             = "53100"
-)
-
-// full returns err as ErrFull where the database has no room left.
-func full(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == diskFull {
-		return fmt.Errorf("%w: %w", idempotency.ErrFull, err)
-	}
-	return err
-}
-
-// microseconds returns a time as the statements take it: NULL is for ever.
-func microseconds(d time.Duration) *int64 {
-	if d == 0 {
-		return nil
-	}
-	us := d.Microseconds()
-	return &us
 }

@@ -1,81 +1,145 @@
 package postgres
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
-	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/idempotency-go/idempotency"
 )
 
-// record is a row of the table, without its key and its end.
-type record struct {
-	token       string
+// row is what the statements return of a row of the table.
+type row struct {
+	token       [16]byte
 	fingerprint []byte
-	status      *int32
-	header      *string
-	body        []byte
+	state       int16
+	progress    []byte
+	response    []byte
 }
 
-// encode returns the part of a row that a response fills.
-func encode(resp *idempotency.Response) (record, error) {
-	status := int32(resp.Status)
-	text, err := json.Marshal(recode(resp.Header, latin1))
-	if err != nil {
-		return record{}, err
+// record returns the Record of a row. asked is the claim that came upon it.
+func (r row) record(asked idempotency.Claim) (idempotency.Record, error) {
+	rec := idempotency.Record{
+		Claim:    idempotency.Claim{Token: r.token},
+		State:    idempotency.State(r.state),
+		Progress: r.progress,
+		Response: r.response,
 	}
-	header := string(text)
-	return record{status: &status, header: &header, body: resp.Body}, nil
-}
-
-func (row record) decode() (idempotency.Record, error) {
-	rec := idempotency.Record{Claim: idempotency.Claim{Token: row.token}}
-	if len(row.fingerprint) != len(rec.Claim.Fingerprint) {
-		return idempotency.Record{}, fmt.Errorf("postgres: unreadable record: a fingerprint of %d bytes", len(row.fingerprint))
+	if len(r.fingerprint) != len(rec.Claim.Fingerprint) {
+		return idempotency.Record{}, unreadable("a fingerprint of %d bytes", len(r.fingerprint))
 	}
-	copy(rec.Claim.Fingerprint[:], row.fingerprint)
-	if row.status == nil {
-		return rec, nil
-	}
-	rec.Response = &idempotency.Response{Status: int(*row.status), Body: row.body}
-	if row.header != nil {
-		var header http.Header
-		if err := json.Unmarshal([]byte(*row.header), &header); err != nil {
-			return idempotency.Record{}, fmt.Errorf("postgres: unreadable record: its header: %w", err)
-		}
-		rec.Response.Header = recode(header, fromLatin1)
+	copy(rec.Claim.Fingerprint[:], r.fingerprint)
+	switch {
+	case rec.State < idempotency.StateOutstanding || rec.State > idempotency.StateCompleted:
+		return idempotency.Record{}, unreadable("an unknown state")
+	case rec.State == idempotency.StateCompleted && r.response == nil && fingerprintsMatch(rec.Claim, asked):
+		return idempotency.Record{}, unreadable("it is completed and has no response")
 	}
 	return rec, nil
 }
 
-// recode returns a header with its texts changed.
-func recode(header http.Header, text func(string) string) http.Header {
-	recoded := make(http.Header, len(header))
-	for name, values := range header {
-		list := make([]string, len(values))
-		for i, value := range values {
-			list[i] = text(value)
+// fingerprintsMatch reports whether two claims may be of the same request.
+func fingerprintsMatch(a, b idempotency.Claim) bool {
+	return a.Fingerprint == b.Fingerprint || a.Fingerprint == [32]byte{} || b.Fingerprint == [32]byte{}
+}
+
+func unreadable(format string, args ...any) error {
+	return fmt.Errorf("%w: a row of PostgreSQL: %s", idempotency.ErrUnreadable, fmt.Sprintf(format, args...))
+}
+
+// foreverTrace is a trace that does not end, in microseconds: 292 years.
+var foreverTrace = *microseconds(idempotency.Forever - 1)
+
+// traceOf returns a trace as the statements take it.
+func traceOf(trace time.Duration) int64 { return *microseconds(min(trace, idempotency.Forever-1)) }
+
+// microseconds returns a time as the statements take it: NULL is for ever. It
+// rounds up, so that nothing ends before its time.
+func microseconds(d time.Duration) *int64 {
+	if d == idempotency.Forever {
+		return nil
+	}
+	us := int64(d / time.Microsecond)
+	if d%time.Microsecond != 0 {
+		us++
+	}
+	return &us
+}
+
+// left returns what is left of a record's time.
+func left(us *int64) time.Duration {
+	if us == nil || *us >= int64(idempotency.Forever/time.Microsecond) {
+		return idempotency.Forever
+	}
+	return time.Duration(*us) * time.Microsecond
+}
+
+func checkTerms(terms idempotency.Terms) error {
+	if terms.Lease <= 0 {
+		return fmt.Errorf("postgres: lease of %v: it must be positive", terms.Lease)
+	}
+	return checkTrace(terms.Trace)
+}
+
+func checkTrace(trace time.Duration) error {
+	if trace < 0 {
+		return fmt.Errorf("postgres: trace of %v: it must not be negative", trace)
+	}
+	return nil
+}
+
+func checkExpiry(expiry time.Duration) error {
+	if expiry <= 0 {
+		return fmt.Errorf("postgres: expiry of %v: it must be positive, and is for ever with idempotency.Forever", expiry)
+	}
+	return nil
+}
+
+// errRaced is a statement that saw the table as it was before another one
+// changed it.
+var errRaced = errors.New("postgres: another request was faster")
+
+// again calls f until it meets no other request's statement.
+func again(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if !errors.Is(err, errRaced) && !isCode(err, serializationFailure, deadlockDetected) {
+			return full(err)
 		}
-		recoded[text(name)] = list
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
 	}
-	return recoded
 }
 
-// latin1 returns the bytes of s as characters. JSON has no others, and a header
-// may have any byte (RFC 9110, section 5.5).
-func latin1(s string) string {
-	runes := make([]rune, len(s))
-	for i := range len(s) {
-		runes[i] = rune(s[i])
+// Codes of PostgreSQL's errors.
+const (
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+	diskFull             = "53100"
+	readOnly             = "25006"
+)
+
+func isCode(err error, codes ...string) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
 	}
-	return string(runes)
+	for _, code := range codes {
+		if pg.Code == code {
+			return true
+		}
+	}
+	return false
 }
 
-// fromLatin1 is latin1 backwards.
-func fromLatin1(s string) string {
-	b := make([]byte, 0, len(s))
-	for _, r := range s {
-		b = append(b, byte(r))
+// full returns err as ErrFull if the database has no room left.
+func full(err error) error {
+	if isCode(err, diskFull) {
+		return fmt.Errorf("%w: %w", idempotency.ErrFull, err)
 	}
-	return string(b)
+	return err
 }

@@ -18,87 +18,35 @@ var schema string
 // table is the name of a table, quoted.
 type table struct {
 	name  string // with its schema
-	index string // of what expires, without
+	index string // of what may be swept, without
 }
 
 func newTable(name string) table {
 	parts := strings.Split(name, ".")
 	last := parts[len(parts)-1]
-	const suffix = "_expires"
+	const suffix = "_sweep_from"
 	for _, part := range parts {
 		// PostgreSQL would cut a name of more than 63 bytes.
 		if len(parts) > 2 || part == "" || strings.Contains(part, "\x00") || len(part)+len(suffix) > 63 {
-			panic("postgres: WithTable: give a name of at most 55 bytes, or schema.name")
+			panic("postgres: WithTable: give a name of at most 52 bytes, or schema.name")
 		}
 	}
 	return table{pgx.Identifier(parts).Sanitize(), pgx.Identifier{last + suffix}.Sanitize()}
 }
 
-// statements are what a backend sends.
-type statements struct{ claim, put, commit, look, release, sweep string }
-
-func newStatements(t table) statements {
-	in := func(sql string) string { return strings.ReplaceAll(sql, "TABLE", t.name) }
-	return statements{
-		// It reads before it writes, so that a duplicate does not wait for a
-		// transaction that is about to commit the response. Where two of these
-		// race for a free key, the slower one finds neither: no row.
-		claim: in(`
-WITH held AS (
-	SELECT token, fingerprint, status, header, body FROM TABLE
-	WHERE key = $1 AND (expires IS NULL OR expires > clock_timestamp())
-), taken AS (
-	INSERT INTO TABLE AS r (key, token, fingerprint, expires)
-	SELECT $1, $2, $3, clock_timestamp() + $4::bigint * interval '1 microsecond'
-	WHERE NOT EXISTS (SELECT FROM held)
-	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint,
-		status = NULL, header = NULL, body = NULL, expires = excluded.expires
-	WHERE r.expires <= clock_timestamp()
-	RETURNING token, fingerprint, status, header, body
-)
-SELECT * FROM held UNION ALL SELECT * FROM taken`),
-		// It writes where the key holds this very claim, or nothing, and tells who
-		// held the key before.
-		put: in(`
-WITH written AS (
-	INSERT INTO TABLE AS r (key, token, fingerprint, status, header, body, expires)
-	VALUES ($1, $2, $3, $5, $6, $7, clock_timestamp() + $4::bigint * interval '1 microsecond')
-	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint,
-		status = excluded.status, header = excluded.header, body = excluded.body, expires = excluded.expires
-	WHERE r.token = excluded.token AND r.status IS NULL OR r.expires <= clock_timestamp()
-	RETURNING key
-)
-SELECT EXISTS (SELECT FROM written), held.token, held.status IS NOT NULL
-FROM (SELECT) AS one LEFT JOIN TABLE AS held ON held.key = $1`),
-		// In a transaction it must be this very claim: where that is gone, another
-		// request may have had the key, and its response, meanwhile.
-		commit: in(`
-UPDATE TABLE SET status = $3, header = $4, body = $5, expires = clock_timestamp() + $6::bigint * interval '1 microsecond'
-WHERE key = $1 AND token = $2 AND status IS NULL`),
-		// The lock waits for a transaction that is about to commit.
-		look:    in(`SELECT status IS NOT NULL FROM TABLE WHERE key = $1 AND token = $2 FOR UPDATE`),
-		release: in(`DELETE FROM TABLE WHERE key = $1 AND token = $2 AND status IS NULL`),
-		sweep: in(`
-DELETE FROM TABLE WHERE key = ANY (ARRAY(
-	SELECT key FROM TABLE WHERE expires <= clock_timestamp()
-	ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED
-))`),
-	}
-}
-
-// Schema returns the SQL that makes the table and its index where they are not
+// Schema returns the SQL that makes the table and its index if they are not
 // there. The file schema.sql has the same, under the default name.
 func (b *Backend) Schema() string {
 	return strings.NewReplacer(
-		"idempotency_records_expires", b.table.index,
+		"idempotency_records_sweep_from", b.table.index,
 		"idempotency_records", b.table.name,
 	).Replace(schema)
 }
 
-// Migrate runs [Backend.Schema] where the table is not there. Any number of
+// Migrate runs [Backend.Schema] if the table is not there. Any number of
 // processes may call it at once, at every start.
 func (b *Backend) Migrate(ctx context.Context) error {
-	// To create an index locks the table even where it is there: that would wait
+	// To create an index locks the table even if it is there: that would wait
 	// for every transaction that has written to the table, and all claims for it.
 	var there bool
 	err := b.pool.QueryRow(ctx, `

@@ -50,15 +50,12 @@ func TestSchemaFile(t *testing.T) {
 			for range 2 {
 				require.NoError(t, migrate(pool))
 			}
-			key, claim := newClaim()
-			_, claimed, err := postgres.New(pool, postgres.WithTable(schema+".idempotency_records")).Claim(t.Context(), key, claim, 0)
-			require.NoError(t, err)
-			require.True(t, claimed)
+			claim(t, postgres.New(pool, postgres.WithTable(schema+".idempotency_records")), hour)
 			rows, err := pool.Query(t.Context(), "SELECT indexname FROM pg_indexes WHERE schemaname = $1 ORDER BY 1", schema)
 			require.NoError(t, err)
 			names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 			require.NoError(t, err)
-			require.Equal(t, []string{"idempotency_records_expires", "idempotency_records_pkey"}, names)
+			require.Equal(t, []string{"idempotency_records_pkey", "idempotency_records_sweep_from"}, names)
 		})
 	}
 }
@@ -75,8 +72,7 @@ func TestMigrateAtOnce(t *testing.T) {
 	for range 8 {
 		require.NoError(t, <-failed)
 	}
-	key, claim := newClaim()
-	require.NoError(t, b.Complete(t.Context(), key, claim, &idempotency.Response{Status: 200}, 0))
+	claim(t, b, hour)
 }
 
 // A role that may use the table need not be one that may make it.
@@ -93,10 +89,7 @@ func TestMigrateWithoutTheRight(t *testing.T) {
 	})
 	pool := newPool(t, configure, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["role"] = role })
 	require.NoError(t, postgres.New(pool).Migrate(t.Context()))
-	key, claim := newClaim()
-	_, claimed, err := postgres.New(pool).Claim(t.Context(), key, claim, time.Minute)
-	require.NoError(t, err)
-	require.True(t, claimed)
+	claim(t, postgres.New(pool), hour)
 }
 
 func TestSweep(t *testing.T) {
@@ -105,23 +98,24 @@ func TestSweep(t *testing.T) {
 	pool := newPool(t, inSchema(t, schema))
 	b := postgres.New(pool)
 	require.NoError(t, b.Migrate(ctx))
-	insert := func(expires string, n int) {
-		_, err := pool.Exec(ctx, fmt.Sprintf(`INSERT INTO idempotency_records (key, token, fingerprint, expires)
-			SELECT gen_random_uuid(), 'token', '', %s FROM generate_series(1, %d)`, expires, n))
+	insert := func(ends string, trace time.Duration, n int) {
+		_, err := pool.Exec(ctx, fmt.Sprintf(`INSERT INTO idempotency_records (key, token, state, trace, ends, sweep_from, fingerprint)
+			SELECT uuid_send(gen_random_uuid()), gen_random_uuid(), 0, %d, %[2]s, %[2]s, '' FROM generate_series(1, %[3]d)`, trace.Microseconds(), ends, n))
 		require.NoError(t, err)
 	}
 	count := func() (n int) {
 		require.NoError(t, pool.QueryRow(ctx, "SELECT count(*) FROM idempotency_records").Scan(&n))
 		return n
 	}
-	insert("now() - interval '1 second'", 2500)
-	insert("now() + interval '1 hour'", 20)
-	insert("NULL", 3)
+	insert("now() - interval '1 second'", 0, 2500)
+	insert("now() + interval '1 hour'", 0, 10)
+	insert("now() - interval '1 second'", time.Hour, 10) // interrupted
+	insert("'infinity'", 0, 3)
 
 	// A record that somebody holds is left for the next sweep.
 	tx, err := pool.Begin(ctx)
 	require.NoError(t, err)
-	_, err = tx.Exec(ctx, "SELECT FROM idempotency_records WHERE expires < now() LIMIT 1 FOR UPDATE")
+	_, err = tx.Exec(ctx, "SELECT FROM idempotency_records WHERE ends < now() AND trace = 0 LIMIT 1 FOR UPDATE")
 	require.NoError(t, err)
 	deleted, err := b.Sweep(ctx)
 	require.NoError(t, err)
@@ -137,7 +131,7 @@ func TestSweep(t *testing.T) {
 		b.SweepEvery(ctx, time.Millisecond, func(err error) { t.Error(err) })
 	}()
 	for _, more := range []int{0, 10} {
-		insert("now() - interval '1 second'", more)
+		insert("now() - interval '1 second'", 0, more)
 		require.Eventually(t, func() bool { return count() == 23 }, time.Minute, time.Millisecond)
 	}
 	cancel()
@@ -172,14 +166,14 @@ func TestSweepBesideClaims(t *testing.T) {
 			ended <- struct{}{}
 		}()
 	}
-	keys := make([]string, 10)
+	keys := make([]idempotency.Key, 10)
 	for i := range keys {
 		keys[i], _ = newClaim()
 	}
 	for range 300 {
 		for _, key := range keys {
 			_, claim := newClaim()
-			_, _, err := b.Claim(t.Context(), key, claim, time.Microsecond)
+			_, _, err := b.Claim(t.Context(), key, claim, idempotency.Terms{Lease: 1})
 			require.NoError(t, err)
 		}
 	}

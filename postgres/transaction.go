@@ -15,126 +15,33 @@ import (
 	"github.com/idempotency-go/idempotency"
 )
 
-// Transactional is a Backend whose handlers write in a transaction that commits
-// together with their response, or not at all; see [Tx] and
-// [idempotency.Transactor]. Whatever ends the process, the connection or the
-// database: either the writes are there and every retry is answered with their
-// response, or nothing of them is and the retry runs the handler again.
-//
-//	once := idempotency.New(postgres.NewTransactional(pool), idempotency.WithRequired())
-//	mux.Handle("POST /payments", once(http.HandlerFunc(pay)))
-//
-//	func pay(w http.ResponseWriter, r *http.Request) {
-//		tx, err := postgres.Tx(r.Context())
-//		…
-//		_, err = tx.Exec(r.Context(), "INSERT INTO payments …")
-//
-// What is committed with what:
-//
-//   - A response that is stored commits the writes with it. That is every
-//     response of a status below 500, of any type, unless the middleware's
-//     options say otherwise.
-//   - A status of 500 or more, [idempotency.NoStore] and a panic undo the writes
-//     and let go of the key: a retry is processed afresh. (With
-//     [idempotency.WithAtMostOnce] only NoStore lets go of it.)
-//   - A response that is not stored because of what it is (too large, encoded,
-//     with trailers) or because WithStoreIf or WithContentTypes do not want it,
-//     undoes the writes. From 400 on it is sent; below, the client gets 500.
-//   - A transaction that cannot commit, because its claim was lost or a
-//     statement in it has failed, is undone: the client gets 409 or 503, and a
-//     retry is processed afresh. A handler that answers after a failed statement
-//     can go on from a savepoint (tx.Begin).
-//   - A connection that is lost in the COMMIT leaves open what became of it: it
-//     is looked up, for up to 5 s. If the database stays away, the client gets
-//     503, after up to 10 s, and its retry finds out.
-//
-// The key is claimed outside of the transaction, so that a duplicate is refused,
-// or waits, without a connection while the first request runs. A handler holds
-// one connection from its call of Tx to its end, and its claim needs another one
-// for a moment, to be renewed: give the pool more connections than there are
-// handlers at once, or no claim is renewed while they all run. On the server set
-// idle_in_transaction_session_timeout, longer than a handler takes between two
-// statements, and TCP keepalives: they end the transaction of a process that has
-// stopped, or was cut off, between the record and its COMMIT. Until then its
-// record is locked, and retries get 503.
-type Transactional struct{ *Backend }
-
-var _ idempotency.Transactor = (*Transactional)(nil)
-
-// NewTransactional is [New] for handlers that write in a transaction.
-func NewTransactional(pool *pgxpool.Pool, opts ...Option) *Transactional {
-	return &Transactional{New(pool, opts...)}
-}
-
-// ErrNoTx is returned by [Tx] where there is no transaction to be had: the
-// request has no key, did not pass through the middleware of a [Transactional],
-// runs unprotected (see [idempotency.WithFailOpen]), or its handler has returned.
-var ErrNoTx = errors.New("postgres: no transaction for this request")
-
-// Tx returns, inside the handler, the transaction that commits with the
-// response. It begins with the first call, on a connection of the pool, and
-// every further call returns the same. It is not for concurrent use, and ends
-// when the handler returns: what a goroutine does with it later has no effect,
-// and if a statement is still under way by then, nothing commits. Its Commit and
-// Rollback do nothing but return an error; Begin makes a savepoint, which can be
-// committed and rolled back. The error is [ErrNoTx], or why the transaction could
-// not begin.
-func Tx(ctx context.Context) (pgx.Tx, error) {
-	t, _ := ctx.Value(contextKey{}).(*transaction)
-	if t == nil {
-		return nil, ErrNoTx
-	}
-	return t.begin(ctx)
-}
-
-// contextKey is where a context carries its transaction.
-type contextKey struct{}
-
-// Begin implements [idempotency.Transactor].
-func (b *Transactional) Begin(ctx context.Context, key string, claim idempotency.Claim) context.Context {
-	return context.WithValue(ctx, contextKey{}, &transaction{backend: b.Backend, key: key, claim: claim})
-}
-
-// Complete implements [idempotency.Transactor].
-func (b *Transactional) Complete(ctx context.Context, key string, claim idempotency.Claim, resp *idempotency.Response, expiry time.Duration) error {
-	if t := transactionOf(ctx, key, claim); t != nil {
-		return t.complete(ctx, resp, expiry)
-	}
-	return b.Backend.Complete(ctx, key, claim, resp, expiry)
-}
-
-// Release implements [idempotency.Transactor].
-func (b *Transactional) Release(ctx context.Context, key string, claim idempotency.Claim) error {
-	if t := transactionOf(ctx, key, claim); t != nil {
-		t.end(ctx)
-	}
-	return b.Backend.Release(ctx, key, claim)
-}
-
-// transactionOf returns the transaction of a claim, or nil. The context may have
-// that of another claim, whose handler this one's request came from.
-func transactionOf(ctx context.Context, key string, claim idempotency.Claim) *transaction {
-	t, _ := ctx.Value(contextKey{}).(*transaction)
-	if t == nil || t.key != key || t.claim.Token != claim.Token {
-		return nil
-	}
-	return t
-}
-
 // transaction is the one of a claim.
+//
+// A setting that is local to it, idempotency.claim, has the claim's token. The
+// setting is gone when the transaction ends, however that comes about, and stays
+// after a ROLLBACK TO SAVEPOINT: if it is missing, the handler has ended the
+// transaction, and the connection is in another one.
 type transaction struct {
 	backend *Backend
-	key     string
+	key     idempotency.Key
 	claim   idempotency.Claim
+	expiry  time.Duration // that Begin was given
 
-	conn    atomic.Pointer[pgconn.PgConn] // of tx
-	mu      sync.Mutex                    // is held by whatever uses tx
+	raw     atomic.Pointer[pgconn.PgConn] // of conn
+	mu      sync.Mutex                    // is held while conn is used
 	ended   bool                          // for the handler
-	tx      pgx.Tx                        // nil before the handler asks for it, and when it is over
+	conn    *pgxpool.Conn                 // nil before the handler asks for it, and when it is over
+	tx      pgx.Tx                        // on conn
+	role    string                        // of the pool's connection, if the handler may have changed it
+	suspect bool                          // a statement of the handler's may have ended the transaction
+	ending  bool                          // one did: what the handler wrote may be there
 	tried   bool                          // COMMIT was tried, or cannot be
 	known   bool                          // what became of it
 	outcome error                         // nil is committed
 }
+
+// errEnded is what a handler did that must not.
+var errEnded = errors.New("the handler has ended the transaction itself; what it wrote may be there")
 
 // begin returns the transaction, which begins with the first call.
 func (t *transaction) begin(ctx context.Context) (pgx.Tx, error) {
@@ -150,34 +57,62 @@ func (t *transaction) begin(ctx context.Context) (pgx.Tx, error) {
 		return handlerTx{savepoint{begun, t}}, nil
 	}
 	// It may take long to get a connection: nobody waits for that.
-	tx, err := t.backend.pool.BeginTx(ctx, t.backend.tx)
+	conn, err := t.backend.pool.Acquire(ctx)
 	if err != nil {
+		return nil, err
+	}
+	tx, err := conn.BeginTx(ctx, t.options())
+	if err != nil {
+		conn.Release()
 		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended || t.tx != nil {
-		_ = tx.Rollback(ctx)
+		_ = tx.Rollback(ctx) // A connection on which this fails is closed, which has the same effect.
+		conn.Release()
 		return nil, ErrNoTx
 	}
-	t.tx = tx
-	t.conn.Store(tx.Conn().PgConn())
+	t.conn, t.tx = conn, tx
+	t.raw.Store(conn.Conn().PgConn())
 	return handlerTx{savepoint{tx, t}}, nil
 }
 
-// end ends the transaction without a commit.
-func (t *transaction) end(ctx context.Context) {
-	defer t.seize()()
-	t.undo(ctx)
+// options returns how the transaction begins: as the user has it, and with the
+// setting that it is known by, in one round trip.
+func (t *transaction) options() pgx.TxOptions {
+	opts := t.backend.tx
+	if opts.BeginQuery == "" {
+		opts.BeginQuery = "begin"
+		if opts.IsoLevel != "" {
+			opts.BeginQuery += " isolation level " + string(opts.IsoLevel)
+		}
+		if opts.AccessMode != "" {
+			opts.BeginQuery += " " + string(opts.AccessMode)
+		}
+		if opts.DeferrableMode != "" {
+			opts.BeginQuery += " " + string(opts.DeferrableMode)
+		}
+	}
+	opts.BeginQuery += "; SET LOCAL idempotency.claim = '" + t.claim.Token.String() + "'"
+	return opts
 }
 
-// seize takes the transaction from the handler, and returns what lets go of the
-// lock on it. Where a goroutine of the handler's has left a statement under way,
-// it cuts the connection: nobody can tell what of that would commit.
+// end ends the transaction without a commit. It returns true if the handler has
+// ended it before: its writes may be there.
+func (t *transaction) end(ctx context.Context) bool {
+	defer t.seize()()
+	t.undo(ctx)
+	return t.ending
+}
+
+// seize takes the transaction from the handler, and returns what unlocks it. If
+// a goroutine of the handler's has left a statement under way, it cuts the
+// connection: nobody can tell what of that would commit.
 func (t *transaction) seize() (unlock func()) {
 	if !t.mu.TryLock() {
-		if conn := t.conn.Load(); conn != nil {
-			_ = conn.Conn().Close()
+		if raw := t.raw.Load(); raw != nil {
+			_ = raw.Conn().Close()
 		}
 		t.mu.Lock()
 	}
@@ -185,28 +120,47 @@ func (t *transaction) seize() (unlock func()) {
 	return t.mu.Unlock
 }
 
+// undo rolls back, and finds out if the handler has ended the transaction, in one
+// round trip. A connection on which it fails is closed, which undoes as well.
 func (t *transaction) undo(ctx context.Context) {
-	if t.tx != nil {
-		// A connection on which this fails is closed, which has the same effect.
-		_ = t.tx.Rollback(ctx)
-		t.tx = nil
+	if t.conn == nil {
+		return
 	}
+	raw := t.conn.Conn().PgConn()
+	switch raw.TxStatus() {
+	case 'I':
+		t.ending = true
+	case 'T':
+		results, err := raw.Exec(ctx, "SELECT "+marker+"; ROLLBACK").ReadAll()
+		if err != nil || len(results) == 0 || len(results[0].Rows) != 1 {
+			t.ending = t.ending || t.suspect
+		} else if string(results[0].Rows[0][0]) != t.claim.Token.String() {
+			t.ending = true
+		}
+	default: // A statement has failed. Nothing but a ROLLBACK is possible.
+		_, _ = raw.Exec(ctx, "ROLLBACK").ReadAll()
+		t.ending = t.ending || t.suspect
+	}
+	t.release()
+}
+
+// release gives the connection back to the pool, which closes it if it is still in
+// a transaction.
+func (t *transaction) release() {
+	t.conn.Release()
+	t.conn = nil
 }
 
 // complete commits the handler's writes together with the response. A call after
 // one whose outcome is not known looks it up.
-func (t *transaction) complete(ctx context.Context, resp *idempotency.Response, expiry time.Duration) error {
+func (t *transaction) complete(ctx context.Context, response []byte, expiry time.Duration) error {
 	defer t.seize()()
-	if resp.Status == 0 {
-		t.undo(ctx)
-		return t.backend.Complete(ctx, t.key, t.claim, resp, expiry)
-	}
 	if !t.tried {
-		if t.tx == nil { // There is nothing to commit with it.
-			return t.backend.Complete(ctx, t.key, t.claim, resp, expiry)
+		if t.conn == nil { // There is nothing to commit with it.
+			return t.completeAlone(ctx, response, expiry)
 		}
 		t.tried = true
-		t.commit(ctx, resp, expiry)
+		t.commit(ctx, response, expiry)
 	}
 	if !t.known {
 		t.lookUp(ctx)
@@ -214,56 +168,104 @@ func (t *transaction) complete(ctx context.Context, resp *idempotency.Response, 
 	return t.outcome
 }
 
+// completeAlone stores the response if the handler has asked for no transaction.
+func (t *transaction) completeAlone(ctx context.Context, response []byte, expiry time.Duration) error {
+	return again(ctx, func() error {
+		var outside, written, completed bool
+		err := t.backend.pool.QueryRow(ctx, t.backend.sql.commit, t.arguments(response, expiry, nil)...).Scan(&outside, &written, &completed)
+		if err == nil && !written && !completed {
+			return idempotency.ErrClaimLost
+		}
+		return err
+	})
+}
+
+func (t *transaction) arguments(response []byte, expiry time.Duration, marker *string) []any {
+	return []any{t.key[:], t.claim.Token.String(), response, microseconds(expiry), marker}
+}
+
 // commit leaves a transaction that it could not commit to be undone: the claim is
 // released next.
-func (t *transaction) commit(ctx context.Context, resp *idempotency.Response, expiry time.Duration) {
+func (t *transaction) commit(ctx context.Context, response []byte, expiry time.Duration) {
 	t.known = true
-	if t.tx.Conn().PgConn().TxStatus() == 'I' { // The record would be written by itself.
-		t.outcome = notCommitted(errors.New("the handler has ended the transaction itself; what it wrote may be there"))
+	switch t.conn.Conn().PgConn().TxStatus() {
+	case 'I': // The record would be written by itself.
+		t.outcome = t.isEnded()
+		return
+	case 'E':
+		t.outcome = t.notCommitted(errors.New("a statement has failed"))
 		return
 	}
-	row, err := encode(resp)
-	if err != nil {
-		t.outcome = notCommitted(err)
+	this, written, err := t.write(ctx, response, expiry)
+	switch {
+	case err != nil:
+		t.outcome = t.notCommitted(full(err))
 		return
-	}
-	tag, err := t.tx.Exec(ctx, t.backend.sql.commit, t.key, t.claim.Token, row.status, row.header, row.body, microseconds(expiry))
-	if err != nil {
-		t.outcome = notCommitted(err)
+	case !this:
+		t.outcome = t.isEnded()
 		return
-	}
-	if tag.RowsAffected() == 0 {
+	case !written:
 		t.outcome = fmt.Errorf("%w, or the handler has changed the search path (see WithTable)", idempotency.ErrClaimLost)
 		return
 	}
 	err = t.tx.Commit(ctx)
+	t.release()
 	if errors.Is(err, pgx.ErrTxCommitRollback) {
-		t.outcome = notCommitted(err)
+		t.outcome = t.notCommitted(err)
 		return
 	}
-	// Whatever else went wrong, the COMMIT may have taken effect.
+	// After any other error the COMMIT may have taken effect.
 	t.known, t.outcome = err == nil, err
 }
 
-// lookUp finds out what became of a COMMIT: where it has taken effect, the claim
+// write writes the response in the transaction, under the role of the pool's
+// connection. It returns whether that is this one, and whether the key held this
+// very claim.
+func (t *transaction) write(ctx context.Context, response []byte, expiry time.Duration) (this, written bool, err error) {
+	if t.role != "" {
+		// Not in one batch with the record: that would be prepared first, under the
+		// handler's role.
+		if _, err := t.conn.Exec(ctx, "SELECT set_config('role', $1, true)", t.role); err != nil {
+			return false, false, err
+		}
+	}
+	token := t.claim.Token.String()
+	var completed bool
+	err = t.conn.QueryRow(ctx, t.backend.sql.commit, t.arguments(response, expiry, &token)...).Scan(&this, &written, &completed)
+	return this, written, err
+}
+
+// lookUp finds out what became of a COMMIT: if it has taken effect, the claim
 // has its response.
 func (t *transaction) lookUp(ctx context.Context) {
 	var committed bool
 	err := again(ctx, func() error {
-		return t.backend.pool.QueryRow(ctx, t.backend.sql.look, t.key, t.claim.Token).Scan(&committed)
+		return t.backend.pool.QueryRow(ctx, t.backend.sql.look, t.key[:], t.claim.Token.String()).Scan(&committed)
 	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		t.known, t.outcome = true, idempotency.ErrClaimLost
 	case err != nil:
-		t.outcome = fmt.Errorf("the outcome of COMMIT is not known: %w", err)
+		t.outcome = fmt.Errorf("postgres: the outcome of COMMIT is not known: %w", err)
 	case committed:
 		t.known, t.outcome = true, nil
 	default:
-		t.known, t.outcome = true, notCommitted(t.outcome)
+		t.known, t.outcome = true, t.notCommitted(t.outcome)
 	}
 }
 
-func notCommitted(cause error) error {
-	return fmt.Errorf("%w: %w", idempotency.ErrNotCommitted, cause)
+// notCommitted returns that nothing was committed, or that the handler may have
+// committed something itself: if a statement has failed, the database does not
+// tell in which transaction.
+func (t *transaction) notCommitted(cause error) error {
+	if t.suspect {
+		return fmt.Errorf("%w: %w", t.isEnded(), cause)
+	}
+	return fmt.Errorf("%w: postgres: %w", idempotency.ErrNotCommitted, cause)
+}
+
+// isEnded notes that the handler has ended the transaction itself.
+func (t *transaction) isEnded() error {
+	t.ending = true
+	return fmt.Errorf("%w: postgres: %w", idempotency.ErrInterrupted, errEnded)
 }

@@ -3,7 +3,6 @@ package postgres_test
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -53,6 +51,7 @@ func newService(t *testing.T, configure ...func(*pgxpool.Config)) *service {
 	pool := newPool(t, append(configure, inSchema(t, schema))...)
 	s := &service{pool: pool}
 	s.backend = postgres.NewTransactional(pool)
+	t.Cleanup(s.backend.Close)
 	require.NoError(t, s.backend.Migrate(t.Context()))
 	_, err := pool.Exec(t.Context(), "CREATE TABLE payments (id bigserial, amount integer CHECK (amount > 0))")
 	require.NoError(t, err)
@@ -92,11 +91,9 @@ func (s *service) payments(t *testing.T) (n int) {
 	return n
 }
 
-// requireIdle waits until every connection is back in the pool, or gone: the pool
-// closes a broken one in a goroutine of its own.
 func (s *service) requireIdle(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { return s.pool.Stat().AcquiredConns() == 0 }, 30*time.Second, time.Millisecond)
+	requireIdle(t, s.pool)
 }
 
 func send(h http.Handler, key string) *httptest.ResponseRecorder {
@@ -163,13 +160,9 @@ func TestUndone(t *testing.T) {
 			require.Error(t, err)
 			created(w, r, tx)
 		}, status: 503},
-		"an end of the handler's own": {rest: func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
-			_, err := tx.Exec(r.Context(), "ROLLBACK")
-			require.NoError(t, err)
-			created(w, r, tx)
-		}, status: 503},
 		"a connection that is gone": {rest: func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
-			require.NoError(t, tx.Conn().Close(r.Context()))
+			_, err := tx.Exec(r.Context(), "SELECT pg_terminate_backend(pg_backend_pid())")
+			require.Error(t, err)
 			created(w, r, tx)
 		}, status: 503},
 		"a COMMIT that fails": {before: deferred, rest: func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
@@ -220,15 +213,45 @@ func TestPanicUndoes(t *testing.T) {
 	}
 }
 
-// At most once, the mark commits without the writes.
-func TestMarkCommitsAlone(t *testing.T) {
+// At most once, a run that is undone leaves the key interrupted.
+func TestUndoneAtMostOnce(t *testing.T) {
 	s := newService(t)
 	h := s.handle(t, func(w http.ResponseWriter, _ *http.Request, _ pgx.Tx) { w.WriteHeader(500) }, idempotency.WithAtMostOnce())
 	require.Equal(t, 500, send(h, "k").Code)
-	require.Equal(t, 409, send(h, "k").Code)
+	w := send(h, "k")
+	require.Equal(t, 409, w.Code)
+	require.Empty(t, w.Header().Get("Retry-After"))
 	require.Equal(t, 1, s.runs)
 	require.Zero(t, s.payments(t))
 	s.requireIdle(t)
+}
+
+// A handler that ends the transaction itself is told of, and no retry runs again,
+// whatever it answers.
+func TestHandlerEnds(t *testing.T) {
+	for _, status := range []int{201, 500} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			s := newService(t)
+			h := s.handle(t, func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
+				_, err := tx.Exec(r.Context(), "COMMIT AND CHAIN")
+				require.NoError(t, err)
+				w.WriteHeader(status)
+			})
+			begin := time.Now()
+			w := send(h, "k")
+			require.Less(t, time.Since(begin), 4*time.Second, "it is not tried again")
+			require.NotEqual(t, 201, w.Code, w.Body)
+			for range 2 {
+				w := send(h, "k")
+				require.Equal(t, 409, w.Code)
+				require.Empty(t, w.Header().Get("Retry-After"))
+				require.ErrorIs(t, s.events[len(s.events)-1].Err, idempotency.ErrInterrupted)
+			}
+			require.Equal(t, 1, s.runs)
+			require.Equal(t, 1, s.payments(t))
+			s.requireIdle(t)
+		})
+	}
 }
 
 // The middleware ends the transaction, not the handler; savepoints are its own.
@@ -296,7 +319,7 @@ func TestLostClaimUndoes(t *testing.T) {
 	s := newService(t)
 	h := s.handle(t, func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
 		// As after a pause of the process, longer than the lease.
-		_, err := s.pool.Exec(r.Context(), "UPDATE idempotency_records SET expires = now() - interval '1 second'")
+		_, err := s.pool.Exec(r.Context(), "UPDATE idempotency_records SET ends = now() - interval '1 second'")
 		require.NoError(t, err)
 		require.Equal(t, 201, send(s.handle(t, created), "k").Code, "another process takes over")
 		created(w, r, tx)
@@ -329,8 +352,8 @@ func TestOtherClaimsTransaction(t *testing.T) {
 	s := newService(t)
 	h := s.handle(t, func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
 		key, claim := newClaim()
-		require.NoError(t, s.backend.Release(r.Context(), key, claim))
-		require.NoError(t, s.backend.Complete(r.Context(), key, claim, &idempotency.Response{Status: 200}, 0))
+		require.NoError(t, s.backend.Release(r.Context(), key, claim, 0))
+		require.NoError(t, s.backend.Complete(r.Context(), key, claim, []byte("{}"), time.Hour))
 		require.Zero(t, s.payments(t))
 		created(w, r, tx)
 	})
@@ -434,7 +457,7 @@ func TestIsolation(t *testing.T) {
 				require.NoError(t, tx.QueryRow(r.Context(), "SHOW transaction_isolation").Scan(&level))
 				require.Equal(t, string(test.level), level)
 				if test.renewed {
-					_, err := s.pool.Exec(r.Context(), "UPDATE idempotency_records SET expires = now() + interval '1 minute'")
+					_, err := s.pool.Exec(r.Context(), "UPDATE idempotency_records SET ends = now() + interval '1 minute'")
 					require.NoError(t, err)
 				}
 				created(w, r, tx)
@@ -464,23 +487,6 @@ func TestCommitIsLookedUp(t *testing.T) {
 	cut = false
 	require.Equal(t, 201, send(s.handle(t, created), "k").Code)
 	require.Equal(t, 1, s.payments(t))
-}
-
-// A database without room is told from one that is out of reach.
-func TestFull(t *testing.T) {
-	s := newService(t)
-	_, err := s.pool.Exec(t.Context(), `
-		CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
-			$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
-		CREATE TRIGGER full_disk BEFORE INSERT ON idempotency_records FOR EACH ROW EXECUTE FUNCTION full_disk()`)
-	require.NoError(t, err)
-	key, claim := newClaim()
-	_, _, err = s.backend.Claim(t.Context(), key, claim, time.Minute)
-	require.ErrorIs(t, err, idempotency.ErrFull)
-	err = s.backend.Complete(t.Context(), key, claim, &idempotency.Response{Status: 200}, 0)
-	require.ErrorIs(t, err, idempotency.ErrFull)
-	var pg *pgconn.PgError
-	require.True(t, errors.As(err, &pg))
 }
 
 // slowArgument takes time to encode, such as one that is encrypted first.
@@ -525,5 +531,20 @@ func TestLeftStatementHasNoEffect(t *testing.T) {
 			require.Zero(t, s.payments(t))
 			s.requireIdle(t)
 		})
+	}
+}
+
+// So are BEGIN, the record and COMMIT one round trip each, beside what the handler
+// sends itself.
+func TestRoundTripsOfATransaction(t *testing.T) {
+	var wire traffic
+	s := newService(t, wire.counting)
+	h := s.handle(t, created)
+	for _, key := range []string{"warm", "k"} {
+		before := wire.trips.Load()
+		require.Equal(t, 201, send(h, key).Code)
+		if key != "warm" {
+			require.EqualValues(t, 5, wire.trips.Load()-before)
+		}
 	}
 }

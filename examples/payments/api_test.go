@@ -261,7 +261,7 @@ func TestRunAgainAfterCrash(t *testing.T) {
 	s := newService(idempotency.NewRedis(client), redisStore{client})
 	first := s.pay("order-1", visa)
 	// It died before its response was stored.
-	server.Del("idempotency:" + idempotency.StorageKey("alice", "order-1"))
+	server.Del("idempotency:" + idempotency.NewKey("alice", "order-1").String())
 	again := s.pay("order-1", visa)
 	require.Equal(t, http.StatusCreated, again.Code)
 	require.Empty(t, again.Header().Get("Idempotent-Replayed"))

@@ -46,7 +46,7 @@ func main() {
 }
 
 // run serves until ctx ends and returns the exit status: 1, after one line on
-// stderr, for whatever keeps it from serving or from ending well.
+// stderr, for what keeps it from serving or from ending well.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("payments", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // The flag package would print the usage with each error.

@@ -162,7 +162,7 @@ func cleanUp(t *testing.T, url, key string) {
 	t.Cleanup(func() {
 		ctx := context.Background()
 		for _, suffix := range []string{"", "-slow", "-refund", "-more"} {
-			client.Del(ctx, "idempotency:"+idempotency.StorageKey("alice", key+suffix))
+			client.Del(ctx, "idempotency:"+idempotency.NewKey("alice", key+suffix).String())
 		}
 		payments, err := redisStore{client}.List(ctx, "alice")
 		require.NoError(t, err)

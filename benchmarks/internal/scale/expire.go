@@ -65,7 +65,7 @@ func (r *results) expire(ctx context.Context) (e expiring, err error) {
 	e.left = max(heap().HeapAlloc, base) - base
 	r.say("memory: claims while all expire: slowest 0.1 %% from %s", report.Duration(e.while.slow))
 	// They have expired.
-	return e, claimNew(ctx, backend, storageKey(heldKeys, 0), idempotency.Claim{Token: "late"})
+	return e, claimNew(ctx, backend, storageKey(heldKeys, 0), newClaim(uint64(r.Records)))
 }
 
 // fillInTime fills a memory backend with responses that expire at one moment,
@@ -84,22 +84,24 @@ func (r *results) fillInTime(ctx context.Context, room time.Duration) (*idempote
 
 // fillUntil stores responses that expire at end.
 func (r *results) fillUntil(ctx context.Context, backend idempotency.Backend, end time.Time) error {
-	resp := &idempotency.Response{
+	response, err := idempotency.Response{
 		Status: work.Status,
 		Header: http.Header{"Content-Type": {"application/json"}, "Location": {work.Location}},
 		Body:   work.Answer(work.AnswerSize),
+	}.MarshalBinary()
+	if err != nil {
+		return err
 	}
 	for i := range r.Records {
-		name := storageKey(heldKeys, i)
-		claim := idempotency.Claim{Token: name}
-		if err := claimNew(ctx, backend, name, claim); err != nil {
+		key, claim := storageKey(heldKeys, i), newClaim(uint64(i))
+		if err := claimNew(ctx, backend, key, claim); err != nil {
 			return err
 		}
 		left := time.Until(end)
 		if left <= 0 {
 			return errTooLate
 		}
-		if err := backend.Complete(ctx, name, claim, resp, left); err != nil {
+		if err := backend.Complete(ctx, key, claim, slices.Clone(response), left); err != nil {
 			return err
 		}
 		if err := r.sayFilled(ctx, i+1, r.Records); err != nil {
@@ -113,15 +115,14 @@ func (r *results) fillUntil(ctx context.Context, backend idempotency.Backend, en
 func timeClaims(ctx context.Context, backend idempotency.Backend, n int) (latencies, error) {
 	times := make([]time.Duration, n)
 	for i := range times {
-		name := storageKey(freshKeys, i)
-		claim := idempotency.Claim{Token: name}
+		key, claim := storageKey(freshKeys, i), newClaim(uint64(i))
 		begin := time.Now()
-		err := claimNew(ctx, backend, name, claim)
+		err := claimNew(ctx, backend, key, claim)
 		times[i] = time.Since(begin)
 		if err != nil {
 			return latencies{}, err
 		}
-		if err := backend.Release(ctx, name, claim); err != nil {
+		if err := backend.Release(ctx, key, claim, 0); err != nil {
 			return latencies{}, err
 		}
 	}

@@ -2,6 +2,7 @@ package scale
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"time"
@@ -21,6 +22,9 @@ const (
 	rounds = 15
 )
 
+// terms are those of each claim.
+var terms = idempotency.Terms{Lease: lease}
+
 var errOtherwise = errors.New("a claim did not find what it should have")
 
 // load is what so many goroutines do with a memory backend, one after the other.
@@ -33,19 +37,18 @@ type load struct {
 
 // task is what goroutines do again and again, each with keys of its own.
 type task struct {
-	keys  [][]string
-	do    func(worker int, key string) error
-	rates []float64 // per second, of each round
+	do    func(worker, i int) error // with the ith key of a goroutine
+	rates []float64                 // per second, of each round
 }
 
-func newTask(workers int, key func(worker, i int) string, do func(worker int, key string) error) *task {
-	t := &task{keys: make([][]string, workers), do: do}
+func newTask[K any](workers int, key func(worker, i int) K, do func(worker int, key K) error) *task {
+	keys := make([][]K, workers)
 	for w := range workers {
 		for i := range keysEach {
-			t.keys[w] = append(t.keys[w], key(w, i))
+			keys[w] = append(keys[w], key(w, i))
 		}
 	}
-	return t
+	return &task{do: func(worker, i int) error { return do(worker, keys[worker][i]) }}
 }
 
 // newLoad returns the tasks for a backend that holds so many responses, with
@@ -57,28 +60,28 @@ func newLoad(backend idempotency.Backend, held, goroutines int) load {
 		clients[i] = work.NewDirect(handler)
 	}
 	ctx := context.Background() // Each request has one of its own, which nothing ends.
-	claim := idempotency.Claim{Token: storageKey(freshKeys, 0)}
+	claim := newClaim(freshKeys)
 	return load{
 		goroutines: goroutines,
 		replays: newTask(goroutines,
 			func(int, int) string { return work.Key(heldKeys, uint64(rand.IntN(held))) },
 			func(worker int, key string) error { return post(clients[worker], key) }),
 		found: newTask(goroutines,
-			func(int, int) string { return storageKey(heldKeys, rand.IntN(held)) },
-			func(_ int, name string) error {
-				record, claimed, err := backend.Claim(ctx, name, claim, lease)
-				if err == nil && (claimed || record.Response == nil) {
+			func(int, int) idempotency.Key { return storageKey(heldKeys, rand.IntN(held)) },
+			func(_ int, key idempotency.Key) error {
+				record, claimed, err := backend.Claim(ctx, key, claim, terms)
+				if err == nil && (claimed || record.State != idempotency.StateCompleted) {
 					err = errOtherwise
 				}
 				return err
 			}),
 		fresh: newTask(goroutines,
-			func(worker, i int) string { return storageKey(uint32(freshKeys+worker), i) },
-			func(_ int, name string) error {
-				if err := claimNew(ctx, backend, name, claim); err != nil {
+			func(worker, i int) idempotency.Key { return storageKey(uint32(freshKeys+worker), i) },
+			func(_ int, key idempotency.Key) error {
+				if err := claimNew(ctx, backend, key, claim); err != nil {
 					return err
 				}
-				return backend.Release(ctx, name, claim)
+				return backend.Release(ctx, key, claim, 0)
 			}),
 	}
 }
@@ -91,7 +94,7 @@ func (r *results) measureRates(ctx context.Context) error {
 			for _, l := range h.loads {
 				for _, t := range []*task{l.replays, l.found, l.fresh} {
 					n, elapsed, err := work.Together(ctx, r.Time/rounds, l.goroutines, func(worker int, n int64) error {
-						return t.do(worker, t.keys[worker][n%keysEach])
+						return t.do(worker, int(n%keysEach))
 					})
 					if err = errors.Join(err, ctx.Err()); err != nil {
 						return err
@@ -109,8 +112,8 @@ func (r *results) measureRates(ctx context.Context) error {
 func (t *task) perSecond() string { return report.Count(report.Median(t.rates)) }
 
 // claimNew claims a key that nothing holds.
-func claimNew(ctx context.Context, backend idempotency.Backend, name string, claim idempotency.Claim) error {
-	_, claimed, err := backend.Claim(ctx, name, claim, lease)
+func claimNew(ctx context.Context, backend idempotency.Backend, key idempotency.Key, claim idempotency.Claim) error {
+	_, claimed, err := backend.Claim(ctx, key, claim, terms)
 	if err == nil && !claimed {
 		err = errOtherwise
 	}
@@ -118,6 +121,12 @@ func claimNew(ctx context.Context, backend idempotency.Backend, name string, cla
 }
 
 // storageKey returns the name under which a backend sees the nth key of a set.
-func storageKey(set uint32, n int) string {
-	return idempotency.StorageKey("", work.Key(set, uint64(n)))
+func storageKey(set uint32, n int) idempotency.Key {
+	return idempotency.NewKey("", work.Key(set, uint64(n)))
+}
+
+// newClaim returns the nth claim.
+func newClaim(n uint64) (claim idempotency.Claim) {
+	binary.BigEndian.PutUint64(claim.Token[8:], n)
+	return claim
 }

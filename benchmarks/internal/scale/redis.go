@@ -100,7 +100,7 @@ func (s *storedInRedis) measureLoad(ctx context.Context, admin *redis.Client, op
 	s.first.cpu, s.replay.cpu = report.Median(first), report.Median(replay)
 	s.grown = (now.memory - before.memory) / float64(s.records)
 
-	name := redisPrefix + storageKey(loadKeys, 0)
+	name := redisPrefix + storageKey(loadKeys, 0).String()
 	if s.value, err = admin.StrLen(ctx, name).Result(); err != nil {
 		return err
 	}

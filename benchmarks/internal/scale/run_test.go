@@ -85,7 +85,7 @@ func TestWire(t *testing.T) {
 	server := redistest.Start(t)
 	s := storedInRedis{body: 200}
 	require.NoError(t, s.measureWire(t.Context(), server.Client(t), server.Options()))
-	length, err := server.Client(t).StrLen(t.Context(), redisPrefix+storageKey(heldKeys, 0)).Result()
+	length, err := server.Client(t).StrLen(t.Context(), redisPrefix+storageKey(heldKeys, 0).String()).Result()
 	require.NoError(t, err)
 	require.Greater(t, s.first.sent, float64(length), "the record goes to Redis once")
 	require.Greater(t, s.replay.received, float64(length), "and back on a replay")

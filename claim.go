@@ -1,0 +1,117 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	// callTime bounds each call to the backend, and how long Complete is tried. The
+	// client's leaving does not end them.
+	callTime = 5 * time.Second
+	// releaseGrace is how long an answer waits for the release of a claim that
+	// failed: a backend that hangs takes no more of the client's time.
+	releaseGrace = 200 * time.Millisecond
+	// The pauses between looks while waiting double from the first to the last.
+	firstLook, lastLook = 10 * time.Millisecond, 200 * time.Millisecond
+)
+
+// claimKey claims the key. While another request has it outstanding, it waits as
+// long as the user allows and the client stays.
+func (x *exchange) claimKey() (held Record, claimed bool, err error) {
+	held, claimed, err = x.tryClaim(&x.claiming)
+	if x.h.wait == 0 || !x.mustWait(held, claimed, err) {
+		return held, claimed, err
+	}
+	client := x.values
+	wait, cancel := context.WithTimeout(client, x.h.wait)
+	defer cancel()
+	for pause := firstLook; ; pause = min(2*pause, lastLook) {
+		// Many that wait for one do not all look at once.
+		waited := sleep(wait, pause/2+rand.N(pause))
+		if client.Err() != nil {
+			return held, false, nil
+		}
+		held, claimed, err = x.tryClaim(new(bounded))
+		if !waited || !x.mustWait(held, claimed, err) {
+			return held, claimed, err
+		}
+	}
+}
+
+// mustWait reports whether the key is held by the same request, outstanding.
+func (x *exchange) mustWait(held Record, claimed bool, err error) bool {
+	return err == nil && !claimed && held.State == StateOutstanding && held.Claim.matches(x.claim)
+}
+
+// tryClaim claims the key once, whatever becomes of the client. A claim whose
+// reply came late may have little left of its lease, or nothing: it is renewed
+// before anything runs.
+func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
+	defer b.stop()
+	x.leaseFrom = time.Now()
+	held, claimed, err = x.h.backend.Claim(b.begin(x, x.leaseFrom, callTime), x.storageKey, x.claim, x.h.terms)
+	if !claimed || err != nil || time.Since(x.leaseFrom) <= x.h.lease/2 {
+		return held, claimed, err
+	}
+	late := new(bounded)
+	defer late.stop()
+	x.leaseFrom = time.Now()
+	err = x.h.backend.Renew(late.begin(x, x.leaseFrom, min(callTime, x.h.lease/2)), x.storageKey, x.claim, x.h.terms, nil)
+	switch {
+	case err != nil:
+		return Record{}, false, fmt.Errorf("%w, and not renewed: %w", errLate, err)
+	case time.Since(x.leaseFrom) > x.h.lease/2:
+		return Record{}, false, fmt.Errorf("%w, and so was its renewal", errLate)
+	}
+	return held, true, nil
+}
+
+var errLate = errors.New("idempotency: claim was answered late for its lease")
+
+// releaseFailed releases, once, a claim that failed and may have landed all the
+// same.
+func (x *exchange) releaseFailed() {
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		ctx := new(bounded)
+		defer ctx.stop()
+		// If this fails too, the claim runs out.
+		_ = guard(func() error {
+			return x.h.backend.Release(ctx.begin(x, time.Now(), callTime), x.storageKey, x.claim, 0)
+		})
+	}()
+	grace := time.NewTimer(releaseGrace)
+	defer grace.Stop()
+	select {
+	case <-released:
+	case <-grace.C:
+	}
+}
+
+// guard calls f, and returns a panic of f as an error: in a goroutine of its own
+// it would end the process.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("idempotency: backend panicked: %v", p)
+		}
+	}()
+	return f()
+}
+
+// sleep waits for d and returns true, or returns false once ctx has ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

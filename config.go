@@ -1,0 +1,107 @@
+package idempotency
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// config has every setting. It does not change after New.
+type config struct {
+	header    string
+	methods   []string
+	required  bool
+	validator func(key string) error
+	scope     func(*http.Request) string
+
+	fingerprintFunc func(r *http.Request, body []byte) []byte // nil is the default
+	fingerprintOff  bool
+	lease           time.Duration
+	atMostOnce      bool
+	wait            time.Duration
+	bufferLimit     int
+
+	expiry       time.Duration
+	replayHeader string
+	contentTypes []string
+	everyType    bool // "*" is among the content types
+	storeIf      func(status int, header http.Header) bool
+	headerFilter func(name string) bool
+
+	failOpen     bool
+	errorHandler func(w http.ResponseWriter, r *http.Request, err error) // nil is WriteError
+	observers    []func(ctx context.Context, e Event)
+	logger       *slog.Logger // nil is slog.Default()
+
+	// What follows from the settings and the backend.
+	transactional bool  // see Transactor
+	terms         Terms // of a claim
+	renewEvery    time.Duration
+}
+
+// newConfig applies the options to the defaults and checks the result.
+func newConfig(opts []Option, transactional bool) config {
+	c := config{
+		header:       "Idempotency-Key",
+		methods:      []string{http.MethodPost, http.MethodPatch},
+		lease:        30 * time.Second,
+		bufferLimit:  1 << 20,
+		expiry:       24 * time.Hour,
+		replayHeader: "Idempotent-Replayed",
+		headerFilter: func(name string) bool { return name != "Set-Cookie" },
+
+		transactional: transactional,
+	}
+	for _, opt := range opts {
+		if opt == nil {
+			panic("idempotency: New: nil option")
+		}
+		opt(&c)
+	}
+	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
+	if c.contentTypes == nil {
+		c.contentTypes, c.everyType = []string{mediaTypeJSON}, transactional
+	}
+	if c.expiry == 0 {
+		c.expiry = Forever
+	}
+	c.terms.Lease = c.lease
+	if c.atMostOnce {
+		c.terms.Trace = c.expiry
+	}
+	c.renewEvery = c.lease / 3
+	return c
+}
+
+// must panics with the name of the option whose value is bad.
+func must(ok bool, option, problem string) {
+	if !ok {
+		panic("idempotency: " + option + ": " + problem)
+	}
+}
+
+// isToken reports whether s is a token of RFC 9110, section 5.6.2, which the
+// names of headers and methods are.
+func isToken(s string) bool {
+	const marks = "!#$%&'*+-.^_`|~"
+	for i := range len(s) {
+		c := s[i]
+		alphanumeric := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !alphanumeric && strings.IndexByte(marks, c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isNil reports whether v is nil, or an interface that holds a nil pointer.
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	p := reflect.ValueOf(v)
+	return p.Kind() == reflect.Pointer && p.IsNil()
+}

@@ -1,0 +1,274 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+	"weak"
+
+	"github.com/idempotency-go/idempotency"
+	"github.com/stretchr/testify/require"
+)
+
+func TestRenewal(t *testing.T) {
+	t.Run("holds the claim as long as the handler runs, and no longer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			backend, p := newCounted(never), &payments{}
+			var renewed []idempotency.Terms
+			renew := backend.renew
+			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+				renewed = append(renewed, terms)
+				return renew(ctx, key, claim, terms, progress)
+			}
+			h := idempotency.New(backend, idempotency.WithLease(9*time.Second))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(61 * time.Second)
+				p.ServeHTTP(w, r)
+			}))
+			start := time.Now()
+			go send(h, request("k", "b"))
+			for time.Since(start) < 59*time.Second {
+				time.Sleep(time.Second)
+				require.Equal(t, http.StatusConflict, send(h, request("k", "b")).Code)
+			}
+			time.Sleep(time.Hour)
+			require.EqualValues(t, 1, p.runs.Load())
+			require.EqualValues(t, 20, backend.renews.Load(), "every third of the lease")
+			for _, terms := range renewed {
+				require.Equal(t, lease(9*time.Second), terms)
+			}
+		})
+	})
+	t.Run("default lease", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			backend := newCounted(never)
+			h := idempotency.New(backend)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(10*time.Second - 1)
+				require.Zero(t, backend.renews.Load())
+				time.Sleep(2 * time.Nanosecond)
+				synctest.Wait()
+				require.EqualValues(t, 1, backend.renews.Load())
+			}))
+			send(h, request("k", "b"))
+		})
+	})
+	t.Run("a fault is no loss", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			backend, p := newCounted(func(verb string, before int) error {
+				if verb == "renew" && before%2 == 0 {
+					return errDown
+				}
+				return nil
+			}), &payments{}
+			h := idempotency.New(backend, quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(5 * time.Minute)
+				require.NoError(t, r.Context().Err())
+				p.ServeHTTP(w, r)
+			}))
+			go send(h, request("k", "b"))
+			synctest.Wait()
+			time.Sleep(4 * time.Minute)
+			require.Equal(t, http.StatusConflict, send(h, request("k", "b")).Code)
+			time.Sleep(time.Hour)
+			require.EqualValues(t, 1, p.runs.Load())
+			require.Equal(t, "true", send(h, request("k", "b")).Header().Get("Idempotent-Replayed"))
+		})
+	})
+	t.Run("a release waits for the renewal under way", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			backend, es := newCounted(never), &events{}
+			renewing, goOn := make(chan struct{}), make(chan struct{})
+			renew := backend.renew
+			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+				close(renewing)
+				<-goOn
+				return renew(ctx, key, claim, terms, progress)
+			}
+			h := idempotency.New(backend, es.option())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				<-renewing
+				io.WriteString(w, "not JSON")
+			}))
+			go send(h, request("k", "b"))
+			<-renewing
+			synctest.Wait()
+			require.Zero(t, backend.releases.Load())
+			close(goOn)
+			synctest.Wait()
+			require.EqualValues(t, 1, backend.releases.Load())
+			_, n := es.last(t)
+			require.Equal(t, 1, n)
+			time.Sleep(time.Hour)
+			require.EqualValues(t, 1, backend.renews.Load(), "renewed no more")
+		})
+	})
+	t.Run("ends before the release", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			backend := newCounted(never)
+			release := backend.release
+			backend.release = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, trace time.Duration) error {
+				err := release(ctx, key, claim, trace)
+				time.Sleep(time.Minute) // Its answer is slow to come.
+				return err
+			}
+			h := idempotency.New(backend)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+			go send(h, request("k", "b"))
+			time.Sleep(30 * time.Second)
+			require.Zero(t, backend.renews.Load())
+			time.Sleep(time.Hour)
+		})
+	})
+	t.Run("keeps nothing of a request that has ended", func(t *testing.T) {
+		// The context of a connection, or of a batch, outlives one request.
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(time.Hour))
+		defer cancel()
+		h := idempotency.New(idempotency.NewMemory(), idempotency.WithLease(time.Hour))(&payments{})
+		for key, ctx := range map[string]context.Context{"plain": t.Context(), "with a deadline": ctx} {
+			var kept weak.Pointer[httptest.ResponseRecorder]
+			served := make(chan struct{})
+			go func() { // The stack goes with it.
+				defer close(served)
+				w := httptest.NewRecorder()
+				kept = weak.Make(w)
+				h.ServeHTTP(w, request(key, "b").WithContext(ctx))
+			}()
+			<-served
+			require.Eventually(t, func() bool { runtime.GC(); return kept.Value() == nil }, time.Minute, time.Millisecond, key)
+		}
+	})
+	t.Run("leaves no goroutine for each request", func(t *testing.T) {
+		inside, leave := make(chan struct{}), make(chan struct{})
+		h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			inside <- struct{}{}
+			<-leave
+		}))
+		before := runtime.NumGoroutine()
+		const n = 50
+		done := make(chan struct{})
+		for i := range n {
+			go func() {
+				send(h, request(fmt.Sprint(i), "b"))
+				done <- struct{}{}
+			}()
+		}
+		for range n {
+			<-inside
+		}
+		require.LessOrEqual(t, runtime.NumGoroutine(), before+n+5)
+		close(leave)
+		for range n {
+			<-done
+		}
+	})
+}
+
+// TestRenewedWhileCompleteIsRetried has a lease that is shorter than the retries.
+func TestRenewedWhileCompleteIsRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCounted(func(verb string, before int) error {
+			if verb == "complete" && before < 6 {
+				return errDown
+			}
+			return nil
+		})
+		p := &payments{}
+		h := idempotency.New(backend, idempotency.WithLease(time.Second), quiet)(p)
+		go send(h, request("k", "b"))
+		synctest.Wait()
+		for range 2 {
+			time.Sleep(time.Second)
+			requireProblem(t, send(h, request("k", "b")), http.StatusConflict, "ErrOutstanding")
+		}
+		time.Sleep(time.Minute)
+		require.Equal(t, "true", send(h, request("k", "b")).Header().Get("Idempotent-Replayed"))
+		require.EqualValues(t, 1, p.runs.Load())
+	})
+}
+
+// slowClient is a ResponseWriter whose client takes long to read.
+type slowClient struct {
+	*httptest.ResponseRecorder
+	reads time.Duration
+}
+
+func (w slowClient) Write(p []byte) (int, error) {
+	time.Sleep(w.reads)
+	return w.ResponseRecorder.Write(p)
+}
+
+func TestSlowClientHoldsNoClaim(t *testing.T) {
+	for name, stored := range map[string]bool{"stored": true, "not stored": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				backend := newCounted(func(verb string, _ int) error {
+					if verb == "complete" && !stored {
+						return idempotency.ErrFull
+					}
+					return nil
+				})
+				p := &payments{}
+				h := idempotency.New(backend, quiet, idempotency.WithExpiry(time.Second))(p)
+				go h.ServeHTTP(slowClient{httptest.NewRecorder(), time.Hour}, request("k", "b"))
+				time.Sleep(31 * time.Second)
+				require.Zero(t, backend.renews.Load())
+				require.Equal(t, `{"payment":2}`, send(h, request("k", "b")).Body.String())
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
+func TestCrashFreesTheKeyOneLeaseLater(t *testing.T) {
+	tests := map[string]struct {
+		opts []idempotency.Option
+		free time.Duration
+	}{
+		"default":   {nil, 30 * time.Second},
+		"WithLease": {with(idempotency.WithLease(time.Minute)), time.Minute},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dead, p := newCounted(never), &payments{}
+				crash(t, dead, p, tt.opts...)
+				h := idempotency.New(dead.Memory, tt.opts...)(p)
+				time.Sleep(tt.free - 1)
+				requireProblem(t, send(h, request("k", "b")), http.StatusConflict, "ErrOutstanding")
+				time.Sleep(time.Nanosecond)
+				require.Equal(t, `{"payment":2}`, send(h, request("k", "b")).Body.String())
+			})
+		})
+	}
+}
+
+// A renewal that hangs is given up after a third of the lease, and after 5 s, so
+// that the next one is not too late.
+func TestRenewalThatHangs(t *testing.T) {
+	for lease, bound := range map[time.Duration]time.Duration{3 * time.Second: time.Second, time.Minute: 5 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			backend, p := newCounted(never), &payments{}
+			renew := backend.renew
+			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+				if err := renew(ctx, key, claim, terms, progress); backend.renews.Load() > 1 {
+					return err
+				}
+				start := time.Now()
+				<-ctx.Done()
+				require.Equal(t, bound, time.Since(start))
+				return ctx.Err()
+			}
+			h := idempotency.New(backend, idempotency.WithLease(lease), quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(2 * lease)
+				require.NoError(t, r.Context().Err())
+				p.ServeHTTP(w, r)
+			}))
+			require.Equal(t, http.StatusCreated, send(h, request("k", "b")).Code)
+			require.Greater(t, backend.renews.Load(), int32(2))
+			requireReplayed(t, send(h, request("k", "b")), `{"payment":1}`)
+		})
+	}
+}

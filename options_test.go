@@ -1,0 +1,68 @@
+package idempotency_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/idempotency-go/idempotency"
+	"github.com/stretchr/testify/require"
+)
+
+func TestBadOptions(t *testing.T) {
+	memory := idempotency.NewMemory()
+	const badType = "idempotency: WithContentTypes: malformed media type (give it without parameters and wildcards)"
+	tests := map[string]struct {
+		opts []idempotency.Option
+		want string
+	}{
+		"WithHeader empty":           {with(idempotency.WithHeader("")), "idempotency: WithHeader: malformed header name"},
+		"WithHeader malformed":       {with(idempotency.WithHeader("Idempotency Key")), "idempotency: WithHeader: malformed header name"},
+		"WithReplayHeader empty":     {with(idempotency.WithReplayHeader("")), "idempotency: WithReplayHeader: malformed header name"},
+		"WithReplayHeader malformed": {with(idempotency.WithReplayHeader("A:")), "idempotency: WithReplayHeader: malformed header name"},
+		"WithMethods none":           {with(idempotency.WithMethods()), "idempotency: WithMethods: no method"},
+		"WithMethods malformed":      {with(idempotency.WithMethods("POST", "PO ST")), "idempotency: WithMethods: malformed method"},
+		"WithMethods empty":          {with(idempotency.WithMethods("")), "idempotency: WithMethods: malformed method"},
+		"WithKeyValidator":           {with(idempotency.WithKeyValidator(nil)), "idempotency: WithKeyValidator: nil function"},
+		"WithScope":                  {with(idempotency.WithScope(nil)), "idempotency: WithScope: nil function"},
+		"WithLease zero":             {with(idempotency.WithLease(0)), "idempotency: WithLease: lease under 100ms"},
+		"WithLease negative":         {with(idempotency.WithLease(-1)), "idempotency: WithLease: lease under 100ms"},
+		"WithLease short":            {with(idempotency.WithLease(100*time.Millisecond - 1)), "idempotency: WithLease: lease under 100ms"},
+		"WithWait":                   {with(idempotency.WithWait(-1)), "idempotency: WithWait: negative duration"},
+		"WithBufferLimit":            {with(idempotency.WithBufferLimit(-1)), "idempotency: WithBufferLimit: negative limit"},
+		"WithExpiry":                 {with(idempotency.WithExpiry(-1)), "idempotency: WithExpiry: negative duration"},
+		"WithContentTypes none":      {with(idempotency.WithContentTypes()), "idempotency: WithContentTypes: no type"},
+		"WithContentTypes malformed": {with(idempotency.WithContentTypes("json")), badType},
+		"WithContentTypes wildcard":  {with(idempotency.WithContentTypes("application/*")), badType},
+		"WithContentTypes parameter": {with(idempotency.WithContentTypes("text/html; charset=utf-8")), badType},
+		"WithStoreIf":                {with(idempotency.WithStoreIf(nil)), "idempotency: WithStoreIf: nil function"},
+		"WithHeaderFilter":           {with(idempotency.WithHeaderFilter(nil)), "idempotency: WithHeaderFilter: nil function"},
+		"WithErrorHandler":           {with(idempotency.WithErrorHandler(nil)), "idempotency: WithErrorHandler: nil function"},
+		"WithObserver":               {with(idempotency.WithObserver(nil)), "idempotency: WithObserver: nil function"},
+		"WithLogger":                 {with(idempotency.WithLogger(nil)), "idempotency: WithLogger: nil logger"},
+		"WithAtMostOnce":             {with(idempotency.WithFailOpen(), idempotency.WithAtMostOnce()), "idempotency: WithAtMostOnce: cannot be had together with WithFailOpen"},
+		"WithAtMostOnce first":       {with(idempotency.WithAtMostOnce(), idempotency.WithFailOpen()), "idempotency: WithAtMostOnce: cannot be had together with WithFailOpen"},
+		"nil option":                 {with(nil), "idempotency: New: nil option"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			require.PanicsWithValue(t, tt.want, func() { idempotency.New(memory, tt.opts...) })
+		})
+	}
+	t.Run("nil backend", func(t *testing.T) {
+		require.PanicsWithValue(t, "idempotency: New: nil backend", func() { idempotency.New(nil) })
+		require.PanicsWithValue(t, "idempotency: New: nil backend", func() { idempotency.New((*idempotency.Memory)(nil)) })
+	})
+	t.Run("nil handler", func(t *testing.T) {
+		require.PanicsWithValue(t, "idempotency: New: nil handler to wrap", func() { idempotency.New(memory)(nil) })
+	})
+	t.Run("the shortest lease", func(t *testing.T) {
+		require.NotPanics(t, func() { idempotency.New(memory, idempotency.WithLease(100*time.Millisecond)) })
+	})
+	t.Run("the last of two wins", func(t *testing.T) {
+		h := idempotency.New(memory, idempotency.WithReplayHeader("A"), idempotency.WithReplayHeader("B"))(&payments{})
+		send(h, request("k", "b"))
+		w := send(h, request("k", "b"))
+		require.Empty(t, w.Header().Get("A"))
+		require.Equal(t, "true", w.Header().Get("B"))
+	})
+}

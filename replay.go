@@ -1,0 +1,46 @@
+package idempotency
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+)
+
+// replay answers with a stored response and returns its status. If that cannot
+// be read it returns an error and answers nothing. What is never stored is not sent
+// either, whatever the store holds.
+func (c *config) replay(w http.ResponseWriter, stored []byte) (status int, err error) {
+	header := w.Header()
+	outside := header["Content-Encoding"]
+	response := Response{Header: header}
+	if err := response.decode(stored, c.storesHeader); err != nil {
+		return 0, err
+	}
+	room := make([]string, 2)
+	room[0] = "true"
+	header[c.replayHeader] = room[:1:1]
+	encoded := header["Content-Encoding"]
+	setLength(header, response.Status, response.Body, room[1:], len(encoded) > 0 && slices.Equal(encoded, outside))
+	w.WriteHeader(response.Status)
+	if len(response.Body) > 0 {
+		_, _ = w.Write(response.Body) // The client may be gone; it can retry again.
+	}
+	return response.Status, nil
+}
+
+// setLength declares the length of a body, unless a writer outside will encode it. The
+// value is put into room.
+func setLength(h http.Header, status int, body []byte, room []string, encodedOutside bool) {
+	if !bodyAllowed(status) || encodedOutside {
+		delete(h, "Content-Length")
+		return
+	}
+	room[0] = strconv.Itoa(len(body))
+	h["Content-Length"] = room[:1:1]
+}
+
+// bodyAllowed reports whether a final response may have a body (RFC 9110,
+// sections 15.3.5 and 15.4.5).
+func bodyAllowed(status int) bool {
+	return status != http.StatusNoContent && status != http.StatusNotModified
+}

@@ -1,0 +1,228 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"time"
+)
+
+const (
+	// deadlineGrace is how long a request's own deadline may come after its
+	// handler's, which is due at the same time.
+	deadlineGrace = 100 * time.Millisecond
+	// The pauses between tries to complete double from the first to the last.
+	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
+)
+
+// run is an exchange whose handler runs.
+type run struct {
+	*exchange
+	root    context.Context // of the handler's, and of Complete's and Release's
+	running context.Context // the handler's, which ends with the claim
+	lose    context.CancelCauseFunc
+	renewal renewal
+	ending  bounded // the context of Complete, or of Release
+	request http.Request
+	body    requestBody
+	rec     recorder
+}
+
+// newRun returns a run of the exchange's handler. The run is the root of its
+// contexts.
+func (x *exchange) newRun() *run {
+	run := &run{exchange: x}
+	run.root = run
+	return run
+}
+
+// Value adds the run itself to the values of the request.
+func (x *run) Value(key any) any {
+	if key == (contextKey{}) {
+		return x
+	}
+	return x.exchange.Value(key)
+}
+
+// serve runs the handler under the claim. A response that is to be stored is stored
+// first and sent second. Any other releases the claim.
+func (x *run) serve(w http.ResponseWriter, r *http.Request, body []byte) Event {
+	if x.h.transactor != nil {
+		x.root = x.h.transactor.Begin(x.root, x.storageKey, x.claim, x.h.expiry)
+	}
+	x.rec.start(w, &x.h.config)
+	x.running, x.lose = context.WithCancelCause(x.root)
+	defer x.lose(nil)
+	running, stop := x.boundByRequest(r)
+	defer stop()
+	x.startRenewal()
+	defer x.renewal.stop()
+	returned := false
+	defer func() {
+		// A panic is told from a return without recover, so that it goes on up
+		// with its value and its stack.
+		if !returned {
+			status := x.rec.sentStatus()
+			x.rec.reset()
+			x.observePanic(status, x.release(&x.ending))
+		}
+	}()
+	x.serveNext(r, running, body)
+	if running.Err() == context.DeadlineExceeded {
+		// Middleware outside that set the deadline asks its own context next. That
+		// timer is due now too, but may fire a moment later: wait for it.
+		sleep(r.Context(), deadlineGrace)
+	}
+	response := x.rec.response()
+	returned = true
+	if response == nil {
+		return x.notStored(w, r)
+	}
+	return x.stored(w, r, response)
+}
+
+// boundByRequest returns the handler's context with the deadline of the request. The
+// context ends too if an instance around this one loses its claim.
+func (x *run) boundByRequest(r *http.Request) (ctx context.Context, stop func()) {
+	deadline, bound := r.Context().Deadline()
+	if x.outer == nil && !bound {
+		return x.running, func() {}
+	}
+	ctx, cancel := x.running, context.CancelFunc(func() {})
+	if bound {
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+	}
+	detach := context.AfterFunc(r.Context(), func() {
+		if errors.Is(context.Cause(r.Context()), ErrClaimLost) {
+			x.lose(ErrClaimLost)
+		}
+	})
+	return ctx, func() {
+		detach()
+		cancel()
+	}
+}
+
+// serveNext runs the handler with a context, a header and a body of its own. Afterwards
+// it does for r what a mux and net/http would have done: it copies the Pattern, and
+// removes multipart files.
+func (x *run) serveNext(r *http.Request, ctx context.Context, body []byte) {
+	x.request = *r.WithContext(ctx) // The copy lies in the run: no allocation.
+	req := &x.request
+	req.Header = maps.Clone(r.Header)
+	if len(body) > 0 {
+		x.body.read, x.body.rest = body, r.Body
+		req.Body = &x.body
+	}
+	defer func() {
+		x.body.finish()
+		r.Pattern = req.Pattern // For metrics outside, and for observers.
+		if req.MultipartForm != nil && r.MultipartForm == nil {
+			_ = req.MultipartForm.RemoveAll() // net/http sees to r's only.
+		}
+	}()
+	x.h.next.ServeHTTP(&x.rec, req)
+}
+
+// stored stores the response and sends it.
+func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Event {
+	err := x.complete(response)
+	x.renewal.stop() // Now: to send may take as long as the client reads.
+	if err == nil {
+		x.rec.send()
+		return Event{Outcome: Stored, Status: x.rec.status}
+	}
+	if x.h.transactor != nil {
+		_ = x.release(new(bounded)) // A retry need not wait for the lease.
+		if !errors.Is(err, ErrNotCommitted) && !errors.Is(err, ErrInterrupted) {
+			err = fmt.Errorf("%w: %w", ErrNotCommitted, err)
+		}
+		return x.answerInstead(w, r, Failed, err)
+	}
+	x.rec.send()
+	return x.warn(r, Event{Outcome: NotStored, Reason: ReasonStoreFailed, Status: x.rec.status, Err: err})
+}
+
+// notStored releases the claim and sends the response.
+func (x *run) notStored(w http.ResponseWriter, r *http.Request) Event {
+	err := x.release(&x.ending)
+	if withheld := x.rec.finish(); withheld {
+		x.logFault("response neither stored nor sent", errWithheld)
+		event := x.answerInstead(w, r, NotStored, errWithheld)
+		event.Reason = x.rec.reason
+		return x.warn(r, event)
+	}
+	return x.warn(r, Event{Outcome: NotStored, Reason: x.rec.reason, Status: x.rec.status, Err: err})
+}
+
+// answerInstead answers in place of a handler whose response tells of what was undone.
+func (x *run) answerInstead(w http.ResponseWriter, r *http.Request, outcome Outcome, err error) Event {
+	header := w.Header()
+	clear(header)
+	maps.Copy(header, x.rec.before)
+	return x.refuse(w, r, outcome, err)
+}
+
+// serveUnprotected runs the handler without a claim: cause is why there is none.
+func (x *run) serveUnprotected(w http.ResponseWriter, r *http.Request, body []byte, cause error) Event {
+	x.rec.w, x.rec.state = w, streaming
+	defer func() { x.observePanic(x.rec.status, cause) }() // If the handler returns, ServeHTTP overwrites this.
+	x.serveNext(r, context.WithValue(r.Context(), contextKey{}, x), body)
+	x.rec.ensureHeader()
+	return Event{Outcome: Unprotected, Status: x.rec.status, Err: cause}
+}
+
+// observePanic tells what became of the request if the handler panics.
+func (x *run) observePanic(status int, err error) {
+	if x.panicked != nil {
+		x.panicked.Status, x.panicked.Err = status, err
+	}
+}
+
+// complete stores the response. It is tried for some time, whatever became of the
+// client, unless no retry can mend the fault.
+func (x *run) complete(response []byte) error {
+	ctx := x.ending.begin(x.root, time.Now(), callTime)
+	defer x.ending.stop()
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		err := x.h.backend.Complete(ctx, x.storageKey, x.claim, response, x.h.expiry)
+		if err == nil || isFinal(err) || !sleep(ctx, pause) {
+			if err != nil {
+				x.logFault("response not stored", err)
+			}
+			return err
+		}
+	}
+}
+
+// isFinal reports whether Complete, called again, would return the same error.
+func isFinal(err error) bool {
+	for _, final := range []error{ErrClaimLost, ErrFull, ErrNotCommitted, ErrInterrupted, ErrUnreadable} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
+}
+
+// release ends the claim without a response. The key is then free, or keeps a trace
+// of the run as the mode has it. NoStore alone leaves no trace.
+func (x *run) release(b *bounded) error {
+	x.renewal.stop()
+	x.renewal.wait()
+	trace := x.h.terms.Trace
+	if x.rec.noStore.Load() {
+		trace = 0
+	}
+	defer b.stop()
+	if err := x.h.backend.Release(b.begin(x.root, time.Now(), callTime), x.storageKey, x.claim, trace); err != nil {
+		x.logFault("claim not released", err)
+		return err
+	}
+	if errors.Is(context.Cause(x.running), ErrClaimLost) {
+		return ErrClaimLost
+	}
+	return nil
+}
