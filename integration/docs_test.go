@@ -74,7 +74,7 @@ func TestDocumentedCode(t *testing.T) {
 			}
 		}
 	}
-	require.GreaterOrEqual(t, blocks, 10)
+	require.GreaterOrEqual(t, blocks, 13)
 }
 
 // contains reports whether the lines of code stand in source, all of them
@@ -169,16 +169,72 @@ func TestTranscript(t *testing.T) {
 	require.Equal(t, plain(transcript), plain(given.String()))
 }
 
-// Links within the repository lead somewhere.
+// Links within the repository lead somewhere: to a file, and to a heading of it
+// where they name one.
 func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:\s]+)(#[\w-]+)?\)|<img [^>]*src="([^":]+)"`)
-	links := 0
-	for path, text := range documents(t) {
+	link := regexp.MustCompile(`\]\(([^)#:\s]*)(#[\w-]+)?\)|<img [^>]*src="([^":]+)"`)
+	all, links, fragments := documents(t), 0, 0
+	for path, text := range all {
 		for _, found := range link.FindAllStringSubmatch(text, -1) {
 			links++
-			_, err := os.Stat(filepath.Join(filepath.Dir(path), found[1]+found[3]))
+			target := path
+			if file := found[1] + found[3]; file != "" {
+				target = filepath.Join(filepath.Dir(path), file)
+			}
+			_, err := os.Stat(target)
 			require.NoError(t, err, path)
+			if found[2] != "" {
+				fragments++
+				require.Contains(t, anchors(all[target]), found[2], path)
+			}
 		}
 	}
-	require.GreaterOrEqual(t, links, 10)
+	require.GreaterOrEqual(t, links, 50)
+	require.GreaterOrEqual(t, fragments, 5)
+}
+
+// anchors returns the fragments that the headings of a document have.
+func anchors(text string) (all []string) {
+	heading, dropped := regexp.MustCompile(`(?m)^#+ (.*)$`), regexp.MustCompile(`[^\w -]`)
+	for _, found := range heading.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		plain := dropped.ReplaceAllString(strings.ToLower(found[1]), "")
+		all = append(all, "#"+strings.ReplaceAll(plain, " ", "-"))
+	}
+	return all
+}
+
+// Every page of docs/ is in its index.
+func TestIndex(t *testing.T) {
+	index, err := os.ReadFile(filepath.Join(root, "docs", "README.md"))
+	require.NoError(t, err)
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(pages), 9)
+	for _, page := range pages {
+		if name := filepath.Base(page); name != "README.md" {
+			require.Contains(t, string(index), "]("+name+")")
+		}
+	}
+}
+
+// The README is short, and its program begins in the first screen.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	require.NoError(t, err)
+	lines := strings.Split(string(readme), "\n")
+	require.LessOrEqual(t, len(lines), 165)
+	require.Less(t, slices.Index(lines, "```go"), 12)
+}
+
+// Every outcome and every reason of an event is explained.
+func TestOutcomesExplained(t *testing.T) {
+	event, err := os.ReadFile(filepath.Join(root, "event.go"))
+	require.NoError(t, err)
+	page, err := os.ReadFile(filepath.Join(root, "docs", "OBSERVING.md"))
+	require.NoError(t, err)
+	values := regexp.MustCompile(`(?m)^\t\w+ (?:Outcome|Reason) += "(\w+)"$`).FindAllSubmatch(event, -1)
+	require.GreaterOrEqual(t, len(values), 20)
+	for _, value := range values {
+		require.Contains(t, string(page), fmt.Sprintf("\n| `%s` |", value[1]))
+	}
 }
