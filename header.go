@@ -60,3 +60,22 @@ func (rec *recorder) changed() bool {
 	h := rec.Header()
 	return !bytes.Equal(rec.header, appendHead(encoded[:0], rec.status, sortedNames(room[:0], h), h))
 }
+
+// mostRoom is the most room that a declared length gets before its bytes have come.
+const mostRoom = 1 << 20
+
+// makeBuffer makes the stored form, with room for a body that begins with n bytes.
+func (rec *recorder) makeBuffer(n int) {
+	if rec.length > int64(n) && rec.length <= int64(rec.cfg.bufferLimit) {
+		n = max(n, int(min(rec.length, mostRoom)))
+	}
+	rec.buffer = append(make([]byte, 0, len(rec.head)+n), rec.head...)
+}
+
+// held returns what is held of the body.
+func (rec *recorder) held() []byte {
+	if rec.buffer == nil {
+		return nil
+	}
+	return rec.buffer[len(rec.head):]
+}

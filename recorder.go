@@ -151,25 +151,6 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	return rec.w.Write(p)
 }
 
-// mostRoom is the most room that a declared length gets before its bytes have come.
-const mostRoom = 1 << 20
-
-// makeBuffer makes the stored form, with room for a body that begins with n bytes.
-func (rec *recorder) makeBuffer(n int) {
-	if rec.length > int64(n) && rec.length <= int64(rec.cfg.bufferLimit) {
-		n = max(n, int(min(rec.length, mostRoom)))
-	}
-	rec.buffer = append(make([]byte, 0, len(rec.head)+n), rec.head...)
-}
-
-// held returns what is held of the body.
-func (rec *recorder) held() []byte {
-	if rec.buffer == nil {
-		return nil
-	}
-	return rec.buffer[len(rec.head):]
-}
-
 func (rec *recorder) Flush() { _ = rec.FlushError() }
 
 // FlushError is what [http.ResponseController] calls.
