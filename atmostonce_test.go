@@ -315,7 +315,7 @@ func TestTerms(t *testing.T) {
 						require.Equal(t, []time.Duration{tt.releasedFree}, traces)
 					}
 				}
-				require.Equal(t, 3*6, renewals, "every third of the lease")
+				require.Equal(t, 3*40, renewals, "every twentieth of the lease")
 			})
 		})
 	}

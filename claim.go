@@ -15,6 +15,10 @@ const (
 	// releaseGrace is how long an answer waits for the release of a claim that
 	// failed: a backend that hangs takes no more of the client's time.
 	releaseGrace = 200 * time.Millisecond
+	// landingTime is how long a call whose outcome is unknown may still take effect.
+	landingTime = 5 * time.Second
+	// laterReleases is how often a release is tried that comes after such a call.
+	laterReleases = 3
 	// The pauses between looks while waiting double from the first to the last.
 	firstLook, lastLook = 10 * time.Millisecond, 200 * time.Millisecond
 )
@@ -72,25 +76,42 @@ func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
 
 var errLate = errors.New("idempotency: claim was answered late for its lease")
 
-// releaseFailed releases, once, a claim that failed and may have landed all the
-// same.
+// releaseFailed releases a claim that failed and may have landed all the same. If it
+// lands after that, it runs out, which takes one with a trace long: that is released again.
 func (x *exchange) releaseFailed() {
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		ctx := new(bounded)
-		defer ctx.stop()
-		// If this fails too, the claim runs out.
-		_ = guard(func() error {
-			return x.h.backend.Release(ctx.begin(x, time.Now(), callTime), x.storageKey, x.claim, 0)
-		})
+		_ = x.releaseOnce(x, 0)
 	}()
+	if x.h.terms.Trace > 0 {
+		x.releaseLater(x, 0)
+	}
 	grace := time.NewTimer(releaseGrace)
 	defer grace.Stop()
 	select {
 	case <-released:
 	case <-grace.C:
 	}
+}
+
+// releaseOnce releases the claim, with the values of root.
+func (x *exchange) releaseOnce(root context.Context, trace time.Duration) error {
+	ctx := new(bounded)
+	defer ctx.stop()
+	return guard(func() error {
+		return x.h.backend.Release(ctx.begin(root, time.Now(), callTime), x.storageKey, x.claim, trace)
+	})
+}
+
+// releaseLater releases the claim, again, once no call that was sent before can land any
+// more. It holds nobody up.
+func (x *exchange) releaseLater(root context.Context, trace time.Duration) {
+	time.AfterFunc(landingTime, func() {
+		for n := 1; x.releaseOnce(root, trace) != nil && n < laterReleases; n++ {
+			time.Sleep(landingTime << n)
+		}
+	})
 }
 
 // guard calls f, and returns a panic of f as an error: in a goroutine of its own

@@ -129,6 +129,35 @@ func TestClaimThatFailedMayHaveLanded(t *testing.T) {
 	}
 }
 
+// A claim that failed may land after it was released. Without a trace it runs out; with one
+// it is released again.
+func TestClaimThatLandsAfterItsRelease(t *testing.T) {
+	for name, tt := range map[string]struct {
+		opts []idempotency.Option
+		free time.Duration // after the claim has landed
+	}{
+		"again":        {nil, 30 * time.Second},
+		"at most once": {with(idempotency.WithAtMostOnce()), 4 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				backend := newCounted(never)
+				backend.claim = func(_ context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
+					time.AfterFunc(time.Second, func() { mustClaim(t, backend.Memory, key, claim, terms) })
+					return idempotency.Record{}, false, errDown
+				}
+				requireRefused(t, idempotency.New(backend, append(tt.opts, quiet)...)(&payments{}), http.StatusServiceUnavailable, "ErrUnavailable")
+				require.EqualValues(t, 1, backend.releases.Load())
+				time.Sleep(time.Second + tt.free - 1)
+				require.Equal(t, idempotency.StateOutstanding, lookup(t, backend, "k").State)
+				time.Sleep(1)
+				synctest.Wait()
+				require.Nil(t, lookup(t, backend, "k"))
+			})
+		})
+	}
+}
+
 func TestReleaseThatHangsHoldsNobodyUp(t *testing.T) {
 	backend := newCounted(always("claim"))
 	answered := make(chan struct{})
@@ -231,7 +260,7 @@ func TestClaimThatIsLate(t *testing.T) {
 		status  int
 		problem string
 	}{
-		"in time":             {lease / 4, nil, 0, 201, ""}, // From a third on the first renewal is due.
+		"in time":             {lease / 25, nil, 0, 201, ""}, // From a twentieth on the first renewal is due.
 		"late":                {lease/2 + 1, nil, 1, 201, ""},
 		"0.6 leases":          {6 * lease / 10, nil, 1, 201, ""},
 		"a lease":             {lease, nil, 1, 201, ""},
@@ -347,18 +376,18 @@ func TestLateClaimWhoseRenewalIsLate(t *testing.T) {
 	}
 }
 
-// The first renewal of a claim is due a third of its lease after it was sent.
+// The first renewal of a claim is due a twentieth of its lease after it was sent.
 func TestRenewalCountsFromTheClaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		backend := newCounted(never)
 		landed := backend.claim
 		backend.claim = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
 			held, claimed, err := landed(ctx, key, claim, terms)
-			time.Sleep(4 * time.Second)
+			time.Sleep(time.Second)
 			return held, claimed, err
 		}
 		send(idempotency.New(backend)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			time.Sleep(6*time.Second - 1)
+			time.Sleep(500*time.Millisecond - 1)
 			require.Zero(t, backend.renews.Load())
 			time.Sleep(2 * time.Nanosecond)
 			synctest.Wait()

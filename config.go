@@ -39,7 +39,6 @@ type config struct {
 	// What follows from the settings and the backend.
 	transactional bool  // see Transactor
 	terms         Terms // of a claim
-	renewEvery    time.Duration
 }
 
 // newConfig applies the options to the defaults and checks the result.
@@ -72,7 +71,6 @@ func newConfig(opts []Option, transactional bool) config {
 	if c.atMostOnce {
 		c.terms.Trace = c.expiry
 	}
-	c.renewEvery = c.lease / 3
 	return c
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"net"
 	"os"
 	"sync"
 	"testing"
@@ -75,42 +76,44 @@ func freshPrefix(t testing.TB, client *redis.Client) string {
 // could not promise.
 func miniRedis(t *testing.T) *redis.Client {
 	t.Helper()
-	server := miniredis.RunT(t)
-	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	aging := &aging{server: miniredis.RunT(t), last: time.Now()}
+	client := redis.NewClient(&redis.Options{Addr: aging.server.Addr(), Dialer: aging.dial})
 	t.Cleanup(func() { client.Close() })
-	client.AddHook(&agingHook{server: server, last: time.Now()})
 	return client
 }
 
-// agingHook lets the keys of a miniredis age before each command.
-type agingHook struct {
+// aging lets the keys of a miniredis age before each command, of whatever client.
+type aging struct {
 	server *miniredis.Miniredis
 	mu     sync.Mutex
 	last   time.Time
 }
 
-func (h *agingHook) age() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (a *aging) age() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	now := time.Now()
-	h.server.FastForward(now.Sub(h.last))
-	h.last = now
+	a.server.FastForward(now.Sub(a.last))
+	a.last = now
 }
 
-func (h *agingHook) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (h *agingHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		h.age()
-		return next(ctx, cmd)
+func (a *aging) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
 	}
+	return agingConn{conn, a}, nil
 }
 
-func (h *agingHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		h.age()
-		return next(ctx, cmds)
-	}
+// agingConn is a connection on which a client sends its commands.
+type agingConn struct {
+	net.Conn
+	*aging
+}
+
+func (c agingConn) Write(p []byte) (int, error) {
+	c.age()
+	return c.Conn.Write(p)
 }
 
 // keyOf returns the storage key of a name.

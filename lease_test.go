@@ -1,12 +1,14 @@
 package idempotency_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,7 +40,7 @@ func TestRenewal(t *testing.T) {
 			}
 			time.Sleep(time.Hour)
 			require.EqualValues(t, 1, p.runs.Load())
-			require.EqualValues(t, 20, backend.renews.Load(), "every third of the lease")
+			require.EqualValues(t, 61*20/9, backend.renews.Load(), "every twentieth of the lease")
 			for _, terms := range renewed {
 				require.Equal(t, lease(9*time.Second), terms)
 			}
@@ -48,7 +50,7 @@ func TestRenewal(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			backend := newCounted(never)
 			h := idempotency.New(backend)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				time.Sleep(10*time.Second - 1)
+				time.Sleep(1500*time.Millisecond - 1)
 				require.Zero(t, backend.renews.Load())
 				time.Sleep(2 * time.Nanosecond)
 				synctest.Wait()
@@ -79,31 +81,35 @@ func TestRenewal(t *testing.T) {
 			require.Equal(t, "true", send(h, request("k", "b")).Header().Get("Idempotent-Replayed"))
 		})
 	})
-	t.Run("a release waits for the renewal under way", func(t *testing.T) {
+	t.Run("a release waits for the renewals under way", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			backend, es := newCounted(never), &events{}
-			renewing, goOn := make(chan struct{}), make(chan struct{})
+			renewing, goOn := make(chan struct{}, 2), make(chan struct{})
 			renew := backend.renew
 			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
-				close(renewing)
+				renewing <- struct{}{}
 				<-goOn
 				return renew(ctx, key, claim, terms, progress)
 			}
 			h := idempotency.New(backend, es.option())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				<-renewing
+				<-renewing // A second begins beside one that hangs.
 				io.WriteString(w, "not JSON")
 			}))
 			go send(h, request("k", "b"))
-			<-renewing
+			time.Sleep(4 * time.Second)
+			require.Zero(t, backend.releases.Load())
+			goOn <- struct{}{}
 			synctest.Wait()
 			require.Zero(t, backend.releases.Load())
-			close(goOn)
+			goOn <- struct{}{}
 			synctest.Wait()
 			require.EqualValues(t, 1, backend.releases.Load())
 			_, n := es.last(t)
 			require.Equal(t, 1, n)
 			time.Sleep(time.Hour)
-			require.EqualValues(t, 1, backend.renews.Load(), "renewed no more")
+			require.EqualValues(t, 2, backend.renews.Load(), "renewed no more")
+			require.EqualValues(t, 1, backend.releases.Load(), "it is known what the renewals did")
 		})
 	})
 	t.Run("ends before the release", func(t *testing.T) {
@@ -245,8 +251,8 @@ func TestCrashFreesTheKeyOneLeaseLater(t *testing.T) {
 	}
 }
 
-// A renewal that hangs is given up after a third of the lease, and after 5 s, so
-// that the next one is not too late.
+// A renewal that hangs is given up after a third of the lease, and after 5 s. The others
+// do not wait for that.
 func TestRenewalThatHangs(t *testing.T) {
 	for lease, bound := range map[time.Duration]time.Duration{3 * time.Second: time.Second, time.Minute: 5 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -262,13 +268,189 @@ func TestRenewalThatHangs(t *testing.T) {
 				return ctx.Err()
 			}
 			h := idempotency.New(backend, idempotency.WithLease(lease), quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(lease / 20)
+				synctest.Wait()
+				require.EqualValues(t, 1, backend.renews.Load())
+				time.Sleep(lease / 40)
+				synctest.Wait()
+				require.EqualValues(t, 2, backend.renews.Load(), "beside the one that hangs")
 				time.Sleep(2 * lease)
 				require.NoError(t, r.Context().Err())
 				p.ServeHTTP(w, r)
 			}))
 			require.Equal(t, http.StatusCreated, send(h, request("k", "b")).Code)
-			require.Greater(t, backend.renews.Load(), int32(2))
 			requireReplayed(t, send(h, request("k", "b")), `{"payment":1}`)
 		})
 	}
+}
+
+// An outage of up to nine tenths of a lease, at any moment of it, costs no claim: not
+// where calls are refused, nor where they hang, nor where they do now one and now the other.
+func TestOutageOfNineTenthsOfALease(t *testing.T) {
+	outages := map[string]func(n int, hang func() error) error{
+		"refused": func(int, func() error) error { return errDown },
+		"hangs":   func(_ int, hang func() error) error { return hang() },
+		"mixed": func(n int, hang func() error) error {
+			if n%3 == 0 {
+				return errDown
+			}
+			return hang()
+		},
+	}
+	for name, outage := range outages {
+		for _, lease := range []time.Duration{100 * time.Millisecond, 3 * time.Second, 30 * time.Second, time.Hour} {
+			t.Run(fmt.Sprint(name, " ", lease), func(t *testing.T) {
+				for moment := range 50 {
+					synctest.Test(t, func(t *testing.T) {
+						backend := newCounted(never)
+						down := time.Now().Add(lease + time.Duration(moment)*lease/50)
+						up := down.Add(9 * lease / 10)
+						renew := backend.renew
+						tries := 0
+						backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+							if now := time.Now(); now.Before(down) || !now.Before(up) {
+								return renew(ctx, key, claim, terms, progress)
+							}
+							tries++
+							return outage(tries, func() error {
+								<-ctx.Done()
+								return ctx.Err()
+							})
+						}
+						h := idempotency.New(backend, idempotency.WithLease(lease), quiet)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+							time.Sleep(4 * lease)
+						}))
+						served := make(chan struct{})
+						go func() {
+							defer close(served)
+							send(h, request("k", "b"))
+						}()
+						synctest.Wait()
+						for end := time.Now().Add(4*lease - 1); time.Now().Before(end); time.Sleep(lease / 100) {
+							rec := lookup(t, backend, "k")
+							require.NotNil(t, rec, "lost %v after the outage began", time.Since(down))
+						}
+						<-served
+						require.Greater(t, tries, 30)
+						time.Sleep(time.Hour) // until nothing is left to be released
+					})
+				}
+			})
+		}
+	}
+}
+
+// Replies that come late make the tries no more than one for each fortieth of the lease,
+// and no fewer.
+func TestRenewalsThatAreSlow(t *testing.T) {
+	const lease = 40 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCounted(never)
+		renew := backend.renew
+		backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+			time.Sleep(lease/10 - time.Millisecond)
+			return renew(ctx, key, claim, terms, progress)
+		}
+		send(idempotency.New(backend, idempotency.WithLease(lease))(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			time.Sleep(2 * lease)
+		})), request("k", "b"))
+		require.EqualValues(t, 2*40-2, backend.renews.Load())
+	})
+}
+
+// A row of faults is one line in the log, and the next row is another.
+func TestRenewalFaultsAreLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		backend := newCounted(func(verb string, before int) error {
+			if verb == "renew" && (before/10)%2 == 1 {
+				return errDown
+			}
+			return nil
+		})
+		send(idempotency.New(backend, logInto(&log))(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			for backend.renews.Load() < 35 {
+				time.Sleep(time.Second)
+			}
+		})), request("k", "b"))
+		require.Equal(t, 2, strings.Count(log.String(), "claim not renewed"))
+	})
+}
+
+// A renewal whose outcome is unknown may land after the claim was released. It is released
+// again once that can no longer be, and nobody waits for it.
+func TestReleasedAgain(t *testing.T) {
+	for name, tt := range map[string]struct {
+		opts    []idempotency.Option
+		faults  int // of the later releases
+		handler script
+		traces  []time.Duration
+	}{
+		"again":                {nil, 0, script{says("<p>")}, []time.Duration{0, 0}},
+		"at most once":         {with(idempotency.WithAtMostOnce(), idempotency.WithExpiry(time.Hour)), 0, script{says("<p>")}, []time.Duration{time.Hour, time.Hour}},
+		"at most once, freed":  {with(idempotency.WithAtMostOnce()), 0, script{noStore}, []time.Duration{0, 0}},
+		"the store stays down": {nil, 2, script{says("<p>")}, []time.Duration{0, 0, 0, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				backend := newCounted(never)
+				var landed func() error
+				renew, release := backend.renew, backend.release
+				backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+					landed = func() error { return renew(context.WithoutCancel(ctx), key, claim, terms, progress) }
+					return errDown
+				}
+				var traces []time.Duration
+				backend.release = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, trace time.Duration) error {
+					require.NoError(t, ctx.Err())
+					if traces = append(traces, trace); len(traces) > 1 && len(traces) <= 1+tt.faults {
+						return errDown
+					}
+					return release(ctx, key, claim, trace)
+				}
+				start := time.Now()
+				send(idempotency.New(backend, append(tt.opts, quiet)...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(2 * time.Second)
+					tt.handler.ServeHTTP(w, r)
+				})), request("k", "b"))
+				require.Equal(t, 2*time.Second, time.Since(start))
+				require.Equal(t, tt.traces[:1], traces)
+				require.NoError(t, landed())
+				require.Equal(t, idempotency.StateOutstanding, lookup(t, backend, "k").State)
+				time.Sleep(5*time.Second - 1)
+				require.Equal(t, tt.traces[:1], traces)
+				time.Sleep(time.Nanosecond)
+				synctest.Wait()
+				require.Equal(t, tt.traces[:2], traces)
+				time.Sleep(time.Minute)
+				require.Equal(t, tt.traces, traces)
+				if tt.traces[0] == 0 {
+					require.Nil(t, lookup(t, backend, "k"))
+				} else {
+					require.Equal(t, idempotency.StateInterrupted, lookup(t, backend, "k").State)
+				}
+			})
+		})
+	}
+}
+
+// A backend that does not heed its context holds a release up for 5 s, and no longer.
+func TestRenewalThatHeedsNoContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCounted(never)
+		hang := make(chan struct{})
+		backend.renew = func(context.Context, idempotency.Key, idempotency.Claim, idempotency.Terms, []byte) error {
+			<-hang
+			return errDown
+		}
+		start := time.Now()
+		send(idempotency.New(backend, quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(2 * time.Second)
+		})), request("k", "b"))
+		require.Equal(t, 7*time.Second, time.Since(start))
+		require.EqualValues(t, 1, backend.releases.Load())
+		close(hang)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 2, backend.releases.Load())
+	})
 }

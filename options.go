@@ -85,10 +85,14 @@ func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
 
 // WithLease sets how long a claim outlives its process: if the process dies,
 // a retry can run the handler again one lease later. While the handler runs the
-// claim is renewed every third of its lease, so that a lease need not be as
-// long as the slowest handler; it should be longer than the longest pause of a
-// process that goes on afterwards, and over ten round trips to the store. The
-// least is 100 milliseconds. The default is 30 seconds.
+// claim is renewed every twentieth of its lease, and every fortieth while that
+// fails or hangs, so that a lease need not be as long as the slowest handler. No
+// claim is lost to a process that is paused, or to a store that is out of reach,
+// for up to 0.9 of a lease. After more than that, a retry may run the handler
+// beside the first run, whose context then ends with [ErrClaimLost]. So the lease
+// should be longer than any pause and any failover, with that much to spare, and
+// over ten round trips to the store. The least is 100 milliseconds. The default
+// is 30 seconds.
 func WithLease(d time.Duration) Option {
 	return func(c *config) {
 		must(d >= leastLease, "WithLease", "lease under 100ms")

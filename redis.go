@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,9 @@ type Redis struct {
 	client  redis.UniversalClient
 	prefix  string
 	allowed atomic.Bool // the commands it needs, all of them
+
+	renewalsOnce sync.Once
+	renewing     *redisRenewals // nil until a claim is renewed
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -54,6 +58,14 @@ func WithPrefix(p string) RedisOption {
 // middleware gives each call a context that ends after 5 s, which go-redis heeds
 // between its tries, and with ContextTimeoutEnabled also while it reads. NewRedis
 // sends nothing. It panics if client is nil.
+//
+// Renewals do not queue behind what else the client sends, if it is a
+// *redis.Client or a *redis.ClusterClient: they have connections of their own, with
+// the client's options, but without its hooks, its limiter and its cache. These are
+// made when a claim is first renewed: as many as there are renewals at once, which
+// are up to 64 or PoolSize, the larger, and more while some of them hang. They are
+// closed when the backend is no longer used. Any other client renews by itself: give
+// it a pool that has room for that, and ContextTimeoutEnabled.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
@@ -115,7 +127,7 @@ func (b *Redis) claimByScript(ctx context.Context, name string, claim Claim, ter
 	if !b.allowed.Load() {
 		prove = "1"
 	}
-	reply, err := b.run(ctx, claimScript, name, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), takeOver, prove)
+	reply, err := claimScript.run(ctx, b.client, name, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), takeOver, prove)
 	if err != nil {
 		return Record{}, false, err
 	}
@@ -171,7 +183,13 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	if err := terms.check(); err != nil {
 		return err
 	}
-	return b.update(ctx, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+	renewals := b.renewals(terms.Lease)
+	leave, err := renewals.gate.Enter(ctx, terms.Lease/tries)
+	if err != nil {
+		return fmt.Errorf("idempotency: redis: too many renewals at once: %w", err)
+	}
+	defer leave()
+	return b.update(ctx, renewals.client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 }
 
 // Complete implements [Backend].
@@ -183,7 +201,7 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	if expiry != Forever {
 		ms = milliseconds(expiry)
 	}
-	return b.update(ctx, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
+	return b.update(ctx, b.client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
 }
 
 // Release implements [Backend].
@@ -191,7 +209,7 @@ func (b *Redis) Release(ctx context.Context, key Key, claim Claim, trace time.Du
 	if err := checkTrace(trace); err != nil {
 		return err
 	}
-	err := b.update(ctx, releaseScript, key, claim, encodeClaim(claim, trace))
+	err := b.update(ctx, b.client, releaseScript, key, claim, encodeClaim(claim, trace))
 	if errors.Is(err, ErrClaimLost) {
 		return nil
 	}
@@ -200,8 +218,8 @@ func (b *Redis) Release(ctx context.Context, key Key, claim Claim, trace time.Du
 
 // update runs a script that changes a record only if it is this very claim, or
 // nothing.
-func (b *Redis) update(ctx context.Context, s script, key Key, claim Claim, argv ...any) error {
-	reply, err := b.run(ctx, s, b.name(key), argv...)
+func (b *Redis) update(ctx context.Context, client redis.UniversalClient, s script, key Key, claim Claim, argv ...any) error {
+	reply, err := s.run(ctx, client, b.name(key), argv...)
 	if err != nil {
 		return fmt.Errorf("idempotency: redis: %w", err)
 	}
@@ -218,7 +236,7 @@ func (b *Redis) update(ctx context.Context, s script, key Key, claim Claim, argv
 
 // Lookup implements [Inspector].
 func (b *Redis) Lookup(ctx context.Context, key Key) (rec Record, left time.Duration, ok bool, err error) {
-	reply, err := b.run(ctx, lookupScript, b.name(key))
+	reply, err := lookupScript.run(ctx, b.client, b.name(key))
 	if err != nil {
 		return Record{}, 0, false, fmt.Errorf("idempotency: redis lookup: %w", err)
 	}
@@ -232,7 +250,7 @@ func (b *Redis) Lookup(ctx context.Context, key Key) (rec Record, left time.Dura
 
 // Forget implements [Inspector].
 func (b *Redis) Forget(ctx context.Context, key Key, seen Record) (bool, error) {
-	reply, err := b.run(ctx, forgetScript, b.name(key), encodeHead(seen.Claim, kindClaim), int(seen.State))
+	reply, err := forgetScript.run(ctx, b.client, b.name(key), encodeHead(seen.Claim, kindClaim), int(seen.State))
 	if err != nil {
 		return false, fmt.Errorf("idempotency: redis forget: %w", err)
 	}
@@ -243,21 +261,6 @@ func (b *Redis) Forget(ctx context.Context, key Key, seen Record) (bool, error) 
 func (b *Redis) name(key Key) string {
 	room := make([]byte, 0, 128)
 	return string(key.append(append(room, b.prefix...)))
-}
-
-// run runs a script on the Redis key name.
-func (b *Redis) run(ctx context.Context, s script, name string, argv ...any) (any, error) {
-	args := append(make([]any, 0, 10), "evalsha", s.hash, 1, name)
-	args = append(args, argv...)
-	cmd := redis.NewCmd(ctx, args...)
-	_ = b.client.Process(ctx, cmd) // The error is the command's.
-	if cmd.Err() != nil && redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
-		args[0], args[1] = "eval", s.text
-		cmd = redis.NewCmd(ctx, args...)
-		_ = b.client.Process(ctx, cmd)
-	}
-	reply, err := cmd.Result()
-	return reply, explained(err)
 }
 
 // explained returns err as ErrFull if Redis has no room left, and as

@@ -1,12 +1,15 @@
 package idempotency
 
 import (
+	"context"
 	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
 	"strconv"
 	"time"
 	"unsafe"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // What a Redis key holds:
@@ -120,6 +123,21 @@ type script struct{ text, hash any }
 func newScript(text string) script {
 	hash := sha1.Sum([]byte(text))
 	return script{text, hex.EncodeToString(hash[:])}
+}
+
+// run runs the script on the Redis key name.
+func (s script) run(ctx context.Context, client redis.UniversalClient, name string, argv ...any) (any, error) {
+	args := append(make([]any, 0, 10), "evalsha", s.hash, 1, name)
+	args = append(args, argv...)
+	cmd := redis.NewCmd(ctx, args...)
+	_ = client.Process(ctx, cmd) // The error is the command's.
+	if cmd.Err() != nil && redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+		args[0], args[1] = "eval", s.text
+		cmd = redis.NewCmd(ctx, args...)
+		_ = client.Process(ctx, cmd)
+	}
+	reply, err := cmd.Result()
+	return reply, explained(err)
 }
 
 // readHead is what the scripts begin with that change a record. ARGV[1] is the

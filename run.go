@@ -211,10 +211,13 @@ func isFinal(err error) bool {
 // of the run as the mode has it. NoStore alone leaves no trace.
 func (x *run) release(b *bounded) error {
 	x.renewal.stop()
-	x.renewal.wait()
+	mayLand := x.renewal.wait()
 	trace := x.h.terms.Trace
 	if x.rec.noStore.Load() {
 		trace = 0
+	}
+	if mayLand {
+		defer x.releaseLater(x.root, trace)
 	}
 	defer b.stop()
 	if err := x.h.backend.Release(b.begin(x.root, time.Now(), callTime), x.storageKey, x.claim, trace); err != nil {

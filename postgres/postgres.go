@@ -27,20 +27,22 @@ package postgres
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/gate"
 )
 
 // Backend is an [idempotency.Backend] in one table of PostgreSQL. A claim, a
 // replay and a refusal are one round trip each, and so is all else. It is an
 // [idempotency.Inspector], safe for concurrent use by any number of processes.
 //
-// Renewals have up to 4 connections of their own, which are made like those of the
-// pool when a claim is first renewed: a pool whose connections are all in use costs
-// no claim. See [Backend.Close].
+// Renewals have connections of their own, which are made like those of the pool when a
+// claim is first renewed: a pool whose connections are all in use costs no claim. There
+// are 4, and up to 64 while some hang. See [Backend.Close].
 //
 // A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
 // stored response is still replayed.
@@ -52,6 +54,7 @@ type Backend struct {
 
 	mu       sync.Mutex
 	renewals *pgxpool.Pool // nil until a claim is renewed
+	gate     gate.Gate     // for renewals
 }
 
 var _ idempotency.Inspector = (*Backend)(nil)
@@ -68,9 +71,9 @@ func WithTable(name string) Option {
 
 // WithTxOptions sets how the handlers' transactions begin. The default is that
 // of the database, most often read committed. With a stricter level a
-// transaction that outlasts a third of the lease, after which its claim is
+// transaction that outlasts a twentieth of the lease, after which its claim is
 // renewed, cannot commit: the client gets 503 and the request is processed
-// again. Set [idempotency.WithLease] to more than three times the longest. It
+// again. Set [idempotency.WithLease] to more than twenty times the longest. It
 // has no effect with [New].
 func WithTxOptions(opts pgx.TxOptions) Option {
 	if opts.AccessMode == pgx.ReadOnly {
@@ -86,7 +89,7 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 	if pool == nil {
 		panic("postgres: New: nil pool")
 	}
-	b := &Backend{pool: pool, table: newTable("idempotency_records")}
+	b := &Backend{pool: pool, table: newTable("idempotency_records"), gate: gate.New(renewalsAtOnce)}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("postgres: New: nil option")
@@ -97,18 +100,33 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 	return b
 }
 
-// maxRenewals is how many connections renewals have.
-const maxRenewals = 4
+const (
+	// renewalsAtOnce is how many renewals are under way at once, each on a connection.
+	renewalsAtOnce = 4
+	// maxRenewalConns is how many connections there are for them. A renewal that hangs has
+	// its connection for a third of the lease, and its place for a fortieth.
+	maxRenewalConns = 16 * renewalsAtOnce
+	// leastConnect is how long a connection is being made with a short lease.
+	leastConnect = time.Second
+	// renewalIdle is how long such a connection is kept that is not used.
+	renewalIdle = time.Minute
+)
 
-// renewalPool returns the connections that only renewals use.
-func (b *Backend) renewalPool() (*pgxpool.Pool, error) {
+// renewalPool returns the connections that only renewals use. The lease of the first
+// bounds how long a connection is being made.
+func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.renewals != nil {
 		return b.renewals, nil
 	}
 	config := b.pool.Config()
-	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewals, 0, 0
+	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
+	config.MaxConnIdleTime = min(config.MaxConnIdleTime, renewalIdle)
+	connect := &config.ConnConfig.ConnectTimeout
+	if bound := max(lease/3, leastConnect); *connect == 0 || *connect > bound {
+		*connect = bound
+	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
 	b.renewals = pool
 	return pool, err

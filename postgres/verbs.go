@@ -61,10 +61,15 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 	if err := checkTerms(terms); err != nil {
 		return err
 	}
-	pool, err := b.renewalPool()
+	pool, err := b.renewalPool(terms.Lease)
 	if err != nil {
 		return err
 	}
+	leave, err := b.gate.Enter(ctx, terms.Lease/40) // As long as the middleware waits to send another.
+	if err != nil {
+		return fmt.Errorf("idempotency: postgres: too many renewals at once: %w", err)
+	}
+	defer leave()
 	return b.put(ctx, pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
 }
 

@@ -1,0 +1,32 @@
+// Package gate lets a few calls through at once, and does not let those that hang keep
+// the others out.
+package gate
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A Gate has places for calls. It is safe for concurrent use.
+type Gate struct{ places chan struct{} }
+
+// New returns a gate for n calls at once.
+func New(n int) Gate { return Gate{make(chan struct{}, n)} }
+
+// Enter waits for a place, and takes it until leave is called, or for patience: a call
+// that takes longer goes on without one. It returns the cause of ctx if that ends first.
+// leave may be called once.
+func (g Gate) Enter(ctx context.Context, patience time.Duration) (leave func(), err error) {
+	select {
+	case g.places <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	free := sync.OnceFunc(func() { <-g.places })
+	timer := time.AfterFunc(patience, free)
+	return func() {
+		timer.Stop()
+		free()
+	}, nil
+}

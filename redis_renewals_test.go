@@ -1,0 +1,160 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/idempotency-go/idempotency"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+)
+
+// switchedDialer dials, refuses, or returns connections that stay silent.
+type switchedDialer struct {
+	refuses, silent atomic.Bool
+	dialed, open    atomic.Int32
+}
+
+var errRefused = errors.New("the switch is off")
+
+func (d *switchedDialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d.dialed.Add(1)
+	if d.refuses.Load() {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: errRefused}
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	d.open.Add(1)
+	return &switchedConn{Conn: conn, dialer: d, silent: d.silent.Load()}, nil
+}
+
+type switchedConn struct {
+	net.Conn
+	dialer *switchedDialer
+	silent bool
+	once   sync.Once
+}
+
+func (c *switchedConn) Write(p []byte) (int, error) {
+	if c.silent {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *switchedConn) Close() error {
+	c.once.Do(func() { c.dialer.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+// renewed claims a key and returns what renews it.
+func renewed(t *testing.T, b *idempotency.Redis, lease time.Duration) func(ctx context.Context) error {
+	t.Helper()
+	key, claim, terms := keyOf("k"), claimOf("mine"), idempotency.Terms{Lease: lease}
+	mustClaim(t, b, key, claim, terms)
+	return func(ctx context.Context) error { return b.Renew(ctx, key, claim, terms, nil) }
+}
+
+// Renewals do not queue for the client's connections.
+func TestRedisRenewalsHaveTheirOwnConnections(t *testing.T) {
+	server := miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), PoolSize: 1})
+	defer client.Close()
+	renew := renewed(t, idempotency.NewRedis(client), time.Hour)
+	busy := client.Conn() // It has the only connection.
+	require.NoError(t, busy.Ping(t.Context()).Err())
+	require.NoError(t, renew(t.Context()))
+	require.NoError(t, busy.Close())
+	require.NoError(t, client.Ping(t.Context()).Err())
+}
+
+// However often Redis refused, the next renewal asks it: go-redis's pool would say for a
+// second at a time that it still refuses.
+func TestRedisRenewalsAfterManyRefusals(t *testing.T) {
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial, PoolSize: 1})
+	defer client.Close()
+	renew := renewed(t, idempotency.NewRedis(client), time.Hour)
+	dialer.refuses.Store(true)
+	before := dialer.dialed.Load()
+	const refusals = 3000 // more than there is room for connections
+	for range refusals {
+		require.ErrorIs(t, renew(t.Context()), errRefused)
+	}
+	require.EqualValues(t, refusals, dialer.dialed.Load()-before, "each is dialed once")
+	dialer.refuses.Store(false)
+	require.NoError(t, renew(t.Context()))
+}
+
+// Renewals that hang keep no other out, however many they are.
+func TestRedisRenewalsThatHang(t *testing.T) {
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	renew := renewed(t, idempotency.NewRedis(client), time.Second)
+	dialer.silent.Store(true)
+	ctx, give := context.WithCancel(t.Context())
+	var hung sync.WaitGroup
+	const n = 200
+	for range n {
+		hung.Go(func() {
+			if err := renew(ctx); err == nil {
+				t.Error("a renewal succeeded on a silent connection")
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return dialer.open.Load() > n }, time.Minute, time.Millisecond)
+	dialer.silent.Store(false)
+	require.NoError(t, renew(t.Context()))
+	give()
+	hung.Wait()
+}
+
+// A renewal ends with its context, also while it reads, which go-redis does not by default.
+func TestRedisRenewalsHeedTheirContext(t *testing.T) {
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial, ReadTimeout: time.Hour})
+	defer client.Close()
+	renew := renewed(t, idempotency.NewRedis(client), time.Hour)
+	dialer.silent.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	require.Error(t, renew(ctx))
+}
+
+// A client of another kind is used itself.
+func TestRedisRenewalsOfAnotherClient(t *testing.T) {
+	client := miniRedis(t)
+	calls := &countingClient{UniversalClient: client}
+	require.NoError(t, renewed(t, idempotency.NewRedis(calls), time.Hour)(t.Context()))
+	require.EqualValues(t, 4, calls.processed.Load(), "a claim and a renewal, each by hash and by text")
+}
+
+type countingClient struct {
+	redis.UniversalClient
+	processed atomic.Int32
+}
+
+func (c *countingClient) Process(ctx context.Context, cmd redis.Cmder) error {
+	c.processed.Add(1)
+	return c.UniversalClient.Process(ctx, cmd)
+}
+
+// The connections of a backend that is no longer used are closed.
+func TestRedisRenewalConnectionsAreClosed(t *testing.T) {
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	require.NoError(t, renewed(t, idempotency.NewRedis(client), time.Hour)(t.Context()))
+	require.EqualValues(t, 2, dialer.open.Load())
+	require.Eventually(t, func() bool { runtime.GC(); return dialer.open.Load() == 1 }, time.Minute, time.Millisecond)
+}
