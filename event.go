@@ -55,7 +55,8 @@ const (
 	// whose body broke off (400 or 413).
 	Rejected Outcome = "rejected"
 	// Failed is a request that was refused because the backend failed, or because
-	// its record could not be read: 503. With a [Transactor] it is
+	// its record could not be read: 503; or because the set-up is wrong, as where
+	// middleware outside has read its body: 500. With a [Transactor] it is
 	// also one whose handler ran and whose transaction did not commit: 503, or 409
 	// if the claim was lost.
 	Failed Outcome = "failed"
