@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // firstRead is the most room that a body gets before its bytes have come, so
@@ -31,12 +32,17 @@ type requestBody struct {
 	source  io.ReadCloser // its body; nil if it has none
 	limit   int
 
+	handlers *http.Request // what the handler has in its place
+	broken   atomic.Bool   // The rest broke off while the handler read it.
+
 	mu     sync.Mutex
+	read   int64   // from the source
 	buffer *[]byte // that held lies in; nil before it is read, and if held lies elsewhere
 	held   []byte
 	given  int   // of held, to the handler
 	err    error // that the source ended with
 	begun  bool  // The handler has the body.
+	closed bool  // by the handler
 	over   bool  // The handler has returned, or does not run.
 }
 
@@ -88,6 +94,7 @@ func (b *requestBody) readMore() {
 	}
 	n, err := b.source.Read(room)
 	b.held, b.err = b.held[:len(b.held)+n], err
+	b.read += int64(n)
 }
 
 // firstRoom returns how much room to make for the body at first.
@@ -125,7 +132,7 @@ func (b *requestBody) give(r *http.Request) {
 	b.begun = true
 	b.mu.Unlock()
 	if b.source != nil {
-		r.Body = b
+		b.handlers, r.Body = r, b
 	}
 }
 
@@ -142,13 +149,29 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	case over:
 		return 0, http.ErrBodyReadAfterClose
 	case whole:
-		return b.source.Read(p)
+		return b.readRest(p)
 	}
 	return n, nil
 }
 
+// readRest reads from the source for the handler.
+func (b *requestBody) readRest(p []byte) (int, error) {
+	n, err := b.source.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.read += int64(n)
+	if err == io.EOF && b.handlers.Trailer == nil {
+		b.handlers.Trailer = b.request.Trailer // net/http has read it just now.
+	}
+	if err != nil && !b.closed && (err != io.EOF || b.read < b.request.ContentLength) {
+		b.broken.Store(true)
+	}
+	return n, err
+}
+
 func (b *requestBody) Close() error {
 	b.mu.Lock()
+	b.closed = true
 	b.drop()
 	b.mu.Unlock()
 	return b.source.Close()

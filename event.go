@@ -90,6 +90,9 @@ const (
 	ReasonTrailers Reason = "trailers"
 	// ReasonHijacked is a connection that the handler took over, or status 101.
 	ReasonHijacked Reason = "hijacked"
+	// ReasonRequestBody is a request's body that broke off, or was shorter than it
+	// declared, while the handler read what is over the limit of [WithBufferLimit].
+	ReasonRequestBody Reason = "request_body"
 	// ReasonServerError is a status of 500 or more with a [Transactor].
 	ReasonServerError Reason = "server_error"
 	// ReasonStoreFailed is a [Backend] that did not store the response.

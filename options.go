@@ -138,8 +138,9 @@ func WithWait(d time.Duration) Option {
 // WithBufferLimit sets how many bytes of a request's body, and of a response's,
 // are held in memory. A longer request body is compared by its first n bytes
 // and its declared length, and reaches the handler whole all the same; a longer
-// response is not stored, and streams to the client. Of a request's body nothing is
-// held once the handler has read or closed it.
+// response is not stored, and streams to the client. If a longer request body breaks off
+// while the handler reads its rest, what the handler answers is not stored. Of a
+// request's body nothing is held once the handler has read or closed it.
 //
 // The middleware reads these bytes before the handler runs, and so before any time limit
 // that the handler sets: set [http.Server.ReadTimeout], or a read deadline outside.

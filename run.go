@@ -51,7 +51,7 @@ func (x *run) serve(w http.ResponseWriter, r *http.Request) Event {
 	if x.h.transactor != nil {
 		x.root = x.h.transactor.Begin(x.root, x.storageKey, x.claim, x.h.expiry)
 	}
-	x.rec.start(w, &x.h.config)
+	x.rec.start(w, &x.h.config, &x.body)
 	x.running, x.lose = context.WithCancelCause(x.root)
 	defer x.lose(nil)
 	running, stop := x.boundByRequest(r)
