@@ -176,7 +176,9 @@ func WithReplayHeader(name string) Option {
 // with a valid JSON body only. "*" stores every response, of any type and
 // body, those without a body too. A response without a Content-Type counts by
 // what it begins with, as [http.DetectContentType] has it, and as JSON if it is
-// valid JSON. The default is "application/json"; with a [Transactor], "*".
+// valid JSON. A response that the handler has encoded is stored with "*" only: without
+// it, the handler's request has Accept-Encoding: identity, and compression belongs
+// outside. The default is "application/json"; with a [Transactor], "*".
 func WithContentTypes(types ...string) Option {
 	return func(c *config) {
 		must(len(types) > 0, "WithContentTypes", "no type")

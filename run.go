@@ -27,6 +27,7 @@ type run struct {
 	ending  bounded // the context of Complete, or of Release
 	request http.Request
 	rec     recorder
+	plain   [1]string // the values of Accept-Encoding
 }
 
 // newRun returns a run of the exchange's handler. The run is the root of its
@@ -104,10 +105,17 @@ func (x *run) boundByRequest(r *http.Request) (ctx context.Context, stop func())
 	}
 }
 
-// serveNext runs the handler with a context, a header and a body of its own.
+// serveNext runs the handler with a context, a header and a body of its own. Under a
+// claim the header asks for no encoding.
 func (x *run) serveNext(r *http.Request, ctx context.Context) {
 	x.request = *r.WithContext(ctx) // The copy lies in the run: no allocation.
 	x.request.Header = maps.Clone(r.Header)
+	if x.rec.state == holding && !x.h.everyType {
+		// What is encoded inside could not be stored. Without the header net/http's
+		// Transport, in a proxy inside, asks for gzip by itself.
+		x.plain[0] = "identity"
+		x.request.Header["Accept-Encoding"] = x.plain[:]
+	}
 	x.runNext(&x.rec, &x.request)
 }
 
