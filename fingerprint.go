@@ -78,7 +78,7 @@ func (x *exchange) fingerprint(r *http.Request) (sum [sha256.Size]byte, err erro
 // ownFingerprint returns a fingerprint over what the user's function returns. Where
 // nothing is left of the body, the function gets the form that was parsed of it.
 func (x *exchange) ownFingerprint(body []byte, cut bool, form []byte) (sum [sha256.Size]byte) {
-	if len(body) == 0 {
+	if form != nil && len(body) == 0 && !cut {
 		length := min(len(form), x.h.bufferLimit)
 		body, cut = form[:length:length], length < len(form)
 	}

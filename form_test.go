@@ -2,6 +2,8 @@ package idempotency_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"io"
 	"mime/multipart"
 	"net/http"
@@ -59,6 +61,25 @@ func TestFormParsedOutside(t *testing.T) {
 				requireReplayed(t, w, `"10"`)
 			} else {
 				requireProblem(t, w, http.StatusUnprocessableEntity, "ErrKeyReused")
+			}
+		})
+	}
+}
+
+// A handler may read what is left of a body beside its form: nothing, which is no fault.
+func TestRestOfAParsedForm(t *testing.T) {
+	for name, opts := range map[string][]idempotency.Option{"compared": nil, "not compared": with(idempotency.WithFingerprint(nil))} {
+		t.Run(name, func(t *testing.T) {
+			h := idempotency.New(idempotency.NewMemory(), append(opts, limit(4))...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				rest, err := io.ReadAll(r.Body)
+				require.NoError(t, err)
+				require.Empty(t, rest)
+				io.WriteString(w, r.FormValue("a"))
+			}))
+			for _, replayed := range []string{"", "true"} {
+				r := formRequest("k", "a=1&b=2")
+				require.NoError(t, r.ParseForm())
+				require.Equal(t, replayed, send(h, r).Header().Get("Idempotent-Replayed"))
 			}
 		})
 	}
@@ -167,6 +188,28 @@ func TestBoundaryDoesNotCount(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Stores hold fingerprints that other releases compare with.
+func TestFormFingerprintIsStable(t *testing.T) {
+	hash := func(s string) string { sum := sha256.Sum256([]byte(s)); return string(sum[:]) }
+	segment := func(s string) string { return string(binary.BigEndian.AppendUint64(nil, uint64(len(s)))) + s }
+	const parts = "\x01k\x04POST\x09/payments\x00\x0ccurrency=EUR\x00"
+	split := parts + "\x04" + hash(segment("")+segment("\r\n\r\na\r\n")+segment("--\r\n"))
+	require.Equal(t, hash(split), fingerprintOf(multipartRequest("k", "x", "--x\r\n\r\na\r\n--x--\r\n")))
+
+	form := formRequest("k", "b=2&a=1")
+	require.NoError(t, form.ParseForm())
+	require.Equal(t, hash(parts+"\x02"+hash("a=1&b=2")), fingerprintOf(form))
+
+	file := multipartRequest("k", "x", multipartBody("x", "10", "file"))
+	require.NoError(t, file.ParseMultipartForm(1<<20))
+	require.Equal(t, hash(parts+"\x02"+hash("amount=10\n\x01f\x05a.txt\x0atext/plain\x20"+hash("file"))), fingerprintOf(file))
+}
+
+func fingerprintOf(r *http.Request) string {
+	sum := claimSent(r).Fingerprint
+	return string(sum[:])
 }
 
 // What is left out of a fingerprint is what mime/multipart takes for a delimiter.
