@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/idempotency-go/idempotency"
 	"github.com/stretchr/testify/assert"
@@ -31,7 +33,7 @@ func TestBodyReachesHandlerWhole(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%d/declared=%t", name, n, declared), func(t *testing.T) {
 					want := strings.Repeat("x", n)
 					var closed atomic.Bool
-					h := idempotency.New(idempotency.NewMemory(), idempotency.WithBufferLimit(limit))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					h := idempotency.New(idempotency.NewMemory(), idempotency.WithBufferLimit(limit), quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						got, err := io.ReadAll(r.Body)
 						require.NoError(t, err)
 						require.Equal(t, want, string(got))
@@ -42,6 +44,10 @@ func TestBodyReachesHandlerWhole(t *testing.T) {
 					r.ContentLength = -1
 					if declared {
 						r.ContentLength = int64(n)
+					}
+					if n == 0 && !declared {
+						require.Equal(t, http.StatusInternalServerError, send(h, r).Code, "see TestEatenBody")
+						return
 					}
 					require.Equal(t, http.StatusOK, send(h, r).Code)
 					require.True(t, closed.Load(), "Close reaches the body that came")
@@ -175,6 +181,103 @@ func TestBodyUnreadable(t *testing.T) {
 			require.ErrorIs(t, e.Err, idempotency.ErrBodyUnreadable)
 		})
 	}
+}
+
+// zeros is a body that takes no memory.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// heldWhile returns how many bytes are held while n handlers run that have each called
+// use with a body of 1 MiB.
+func heldWhile(t *testing.T, n int, use func(r *http.Request)) int {
+	const size = 1 << 20
+	var used, done sync.WaitGroup
+	used.Add(n)
+	leave := make(chan struct{})
+	h := idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		use(r)
+		used.Done()
+		<-leave
+	}))
+	before := heapInUse()
+	for i := range n {
+		done.Go(func() {
+			r := request(fmt.Sprint(i), "")
+			r.Body, r.ContentLength = io.NopCloser(io.LimitReader(zeros{}, size)), size
+			send(h, r)
+		})
+	}
+	used.Wait()
+	held := heapInUse() - before
+	close(leave)
+	done.Wait()
+	return held
+}
+
+// heapInUse returns how many bytes are in use after a collection. A sync.Pool is empty
+// after two.
+func heapInUse() int {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// A body is held no longer than until the handler has read or closed it.
+func TestBodyIsHeldUntilItIsRead(t *testing.T) {
+	const handlers = 32
+	require.Greater(t, heldWhile(t, handlers, func(*http.Request) {}), handlers<<20/2, "what is not read is held")
+	require.Less(t, heldWhile(t, handlers, func(r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		assert.NoError(t, err)
+		assert.EqualValues(t, 1<<20, n)
+	}), handlers<<20/4, "read")
+	require.Less(t, heldWhile(t, handlers, func(r *http.Request) { assert.NoError(t, r.Body.Close()) }), handlers<<20/4, "closed")
+}
+
+// A request that waits holds no more than its body, whatever a buffer had before.
+func TestWaitingHoldsTheBodyOnly(t *testing.T) {
+	const waiters, size = 256, 40_000
+	backend := newHooked()
+	var asked sync.WaitGroup
+	asked.Add(waiters)
+	long := strings.Repeat("x", size)
+	fill := func(n int, h http.Handler, body string, key func(i int) string) (done *sync.WaitGroup) {
+		done = new(sync.WaitGroup)
+		for i := range n {
+			done.Go(func() { send(h, request(key(i), body)) })
+		}
+		return done
+	}
+	before := heapInUse()
+	// As many buffers as there are waiters are made large, and are in the pool.
+	var running sync.WaitGroup
+	running.Add(waiters)
+	fill(waiters, idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		running.Done()
+		running.Wait()
+	})), long, func(i int) string { return fmt.Sprint(i) }).Wait()
+
+	// All that wait have looked at the key twice: they are beyond where they shrink.
+	var looks sync.Map
+	backend.claim = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
+		n, _ := looks.LoadOrStore(claim.Token, new(atomic.Int32))
+		if n.(*atomic.Int32).Add(1) == 2 {
+			asked.Done()
+		}
+		return idempotency.Record{Claim: claim, State: idempotency.StateOutstanding}, false, nil
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	h := idempotency.New(backend, idempotency.WithWait(time.Hour))(&payments{})
+	done := fill(waiters, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r.WithContext(ctx)) }), "b",
+		func(int) string { return "k" })
+	asked.Wait()
+	held := heapInUse() - before
+	leave()
+	done.Wait()
+	require.Less(t, held, waiters*size/4)
 }
 
 func TestMultipartFilesAreRemoved(t *testing.T) {

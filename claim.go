@@ -30,6 +30,7 @@ func (x *exchange) claimKey() (held Record, claimed bool, err error) {
 	if x.h.wait == 0 || !x.mustWait(held, claimed, err) {
 		return held, claimed, err
 	}
+	x.body.shrink()
 	client := x.values
 	wait, cancel := context.WithTimeout(client, x.h.wait)
 	defer cancel()

@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"testing"
@@ -127,10 +128,14 @@ func TestHandlersHeaderIsItsOwn(t *testing.T) {
 			r := request("k", "b")
 			r.Header["X-Many"] = []string{"1", "2"}
 			before := r.Header.Clone()
+			inside := before.Clone()
+			if name == "claimed" {
+				inside.Set("Accept-Encoding", "identity")
+			}
 			url, body := r.URL, r.Body
 			h := idempotency.New(backend, idempotency.WithFailOpen(), quiet)(http.HandlerFunc(func(w http.ResponseWriter, inner *http.Request) {
 				require.NotSame(t, r, inner)
-				require.Equal(t, before, inner.Header)
+				require.Equal(t, inside, inner.Header)
 				inner.Header.Set("Idempotency-Key", "another")
 				inner.Header.Set("X-Inside", "1")
 				inner.Header.Add("X-Many", "3")
@@ -144,6 +149,47 @@ func TestHandlersHeaderIsItsOwn(t *testing.T) {
 			require.Same(t, url, r.URL)
 			require.True(t, body == r.Body)
 		})
+	}
+}
+
+// A handler is asked for no encoding, so that what compresses inside leaves a response
+// that can be stored. Where every type is stored, or nothing, it is asked as the client asks.
+func TestAcceptEncodingOfTheHandler(t *testing.T) {
+	tests := map[string]struct {
+		backend idempotency.Backend
+		opts    []idempotency.Option
+		want    []string // nil is as it was sent
+	}{
+		"stored":                  {newCounted(never), nil, []string{"identity"}},
+		"every type":              {newCounted(never), with(every), nil},
+		"a Transactor":            {newLedger(never), nil, nil},
+		"a Transactor, JSON only": {newLedger(never), with(idempotency.WithContentTypes("application/json")), []string{"identity"}},
+		"unprotected":             {newCounted(always("claim")), with(idempotency.WithFailOpen()), nil},
+	}
+	for name, tt := range tests {
+		for _, sent := range [][]string{nil, {"gzip"}, {"br", "gzip;q=0.5"}} {
+			t.Run(fmt.Sprint(name, sent), func(t *testing.T) {
+				r := request("k", "b")
+				if sent != nil {
+					r.Header["Accept-Encoding"] = sent
+				}
+				before := r.Header.Clone()
+				h := idempotency.New(tt.backend, append(tt.opts, quiet)...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					want := tt.want
+					if want == nil {
+						want = sent
+					}
+					require.Equal(t, want, r.Header["Accept-Encoding"])
+					if tt.want != nil {
+						r.Header["Accept-Encoding"][0] = "changed" // The next request does not see it.
+					}
+					r.Header.Set("Accept-Encoding", "changed")
+					idempotency.NoStore(r.Context())
+				}))
+				send(h, r)
+				require.Equal(t, before, r.Header)
+			})
+		}
 	}
 }
 

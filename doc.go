@@ -38,6 +38,9 @@
 // [ErrClaimLost], once another request is known to hold the claim. A handler
 // that must bound its own time sets a time-out of its own.
 //
+// Its request says Accept-Encoding: identity unless every type is stored: what is
+// encoded inside could not be stored, and compression belongs outside.
+//
 // Its ResponseWriter works with [http.NewResponseController]. A response that
 // may still be stored is held back until the handler returns; one that will not
 // be, because of its Content-Type for one, streams straight through.

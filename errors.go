@@ -20,7 +20,7 @@ var (
 	// ErrInterrupted is a retry of a request whose run ended without an answer,
 	// with [WithAtMostOnce]. The client gets 409 without Retry-After.
 	ErrInterrupted = errors.New("idempotency: request with this key was interrupted")
-	// ErrBodyUnreadable is a request whose body broke off while it was read.
+	// ErrBodyUnreadable is a request whose body broke off before the handler ran.
 	// The client gets 400, or 413 if the cause is an [http.MaxBytesError].
 	ErrBodyUnreadable = errors.New("idempotency: request body unreadable")
 	// ErrNotCommitted is a request whose handler ran in the transaction of a

@@ -55,7 +55,8 @@ const (
 	// whose body broke off (400 or 413).
 	Rejected Outcome = "rejected"
 	// Failed is a request that was refused because the backend failed, or because
-	// its record could not be read: 503. With a [Transactor] it is
+	// its record could not be read: 503; or because the set-up is wrong, as where
+	// middleware outside has read its body: 500. With a [Transactor] it is
 	// also one whose handler ran and whose transaction did not commit: 503, or 409
 	// if the claim was lost.
 	Failed Outcome = "failed"
@@ -89,6 +90,9 @@ const (
 	ReasonTrailers Reason = "trailers"
 	// ReasonHijacked is a connection that the handler took over, or status 101.
 	ReasonHijacked Reason = "hijacked"
+	// ReasonRequestBody is a request's body that broke off, or was shorter than it
+	// declared, while the handler read what is over the limit of [WithBufferLimit].
+	ReasonRequestBody Reason = "request_body"
 	// ReasonServerError is a status of 500 or more with a [Transactor].
 	ReasonServerError Reason = "server_error"
 	// ReasonStoreFailed is a [Backend] that did not store the response.

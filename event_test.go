@@ -153,6 +153,7 @@ func TestReasonsAreStable(t *testing.T) {
 		idempotency.ReasonLength:      "length",
 		idempotency.ReasonTrailers:    "trailers",
 		idempotency.ReasonHijacked:    "hijacked",
+		idempotency.ReasonRequestBody: "request_body",
 		idempotency.ReasonServerError: "server_error",
 		idempotency.ReasonStoreFailed: "store_failed",
 	} {

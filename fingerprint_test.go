@@ -208,6 +208,7 @@ func TestFingerprintIsStable(t *testing.T) {
 		"cut":                  {with(limit(6)), parts + "\x01amount\x00\x00\x00\x00\x00\x00\x00\x0a"},
 		"WithFingerprint":      {with(own), "\x01k\x00own amount=100"},
 		"WithFingerprint, cut": {with(own, limit(6)), "\x01k\x01own amount"},
+		"WithFingerprint, all": {with(own, limit(0)), "\x01k\x01own "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sent := claimSent(request("k", "amount=100"), tt.opts...)

@@ -78,6 +78,7 @@ type exchange struct {
 	leaseFrom  time.Time // when the call was sent that the lease counts from
 	claiming   bounded   // the context of the first Claim
 	panicked   *Event    // what is observed if the handler panics; nil if nobody observes
+	body       requestBody
 }
 
 // ServeHTTP passes on other methods and what has no key, and observes the rest.
@@ -113,13 +114,13 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // setStorageKey sets the storage key. It returns the run around this request that
 // serves the same key from the same header, or nil.
-func (x *exchange) setStorageKey(r *http.Request) *run {
+func (x *exchange) setStorageKey() *run {
 	if x.key == "" {
 		return nil
 	}
 	scope := ""
 	if x.h.scope != nil {
-		scope = x.h.scope(r)
+		scope = peek(&x.body, x.h.scope)
 	}
 	x.plainKey = NewKey(scope, x.key)
 	x.storageKey = x.plainKey
@@ -158,13 +159,14 @@ func same(a, b any) bool {
 func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) Event {
 	h := x.h
 	x.claim.Token.make(time.Now())
+	x.body.start(r, h.bufferLimit)
 	var nested error
-	if outer := x.setStorageKey(r); outer != nil {
+	if outer := x.setStorageKey(); outer != nil {
 		if nested = h.agrees(outer.h); nested == nil {
 			if x.panicked != nil {
 				*x.panicked = Event{}
 			}
-			h.next.ServeHTTP(w, r)
+			x.stepAside(w, r)
 			return Event{}
 		}
 	}
@@ -180,27 +182,39 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) E
 		x.logFault("request refused", nested)
 		return x.refuse(w, r, Failed, nested)
 	}
-	buffer := buffers.Get().(*[]byte)
-	fingerprint, body, err := h.fingerprint(r, x.key, buffer)
-	if err != nil {
+	fingerprint, err := x.fingerprint(r)
+	switch {
+	case errors.Is(err, ErrBodyUnreadable):
 		return x.refuse(w, r, Rejected, err)
+	case err != nil:
+		x.logFault("request refused", err)
+		return x.refuse(w, r, Failed, err)
 	}
 	x.claim.Fingerprint = fingerprint
 	held, claimed, err := x.claimKey()
-	event := x.answer(w, r, body, held, claimed, err)
-	keep(buffer)
-	return event
+	return x.answer(w, r, held, claimed, err)
+}
+
+// stepAside lets an instance around this one serve the request. It gets the body that
+// a scope has read.
+func (x *exchange) stepAside(w http.ResponseWriter, r *http.Request) {
+	if x.body.buffer != nil {
+		restored := *r
+		x.runNext(w, &restored)
+		return
+	}
+	x.h.next.ServeHTTP(w, r)
 }
 
 // answer answers a request by what its claim has met.
-func (x *exchange) answer(w http.ResponseWriter, r *http.Request, body []byte, held Record, claimed bool, err error) Event {
+func (x *exchange) answer(w http.ResponseWriter, r *http.Request, held Record, claimed bool, err error) Event {
 	switch {
 	case errors.Is(err, ErrUnreadable):
 		return x.unreadable(w, r, err)
 	case err != nil:
-		return x.unavailable(w, r, body, err)
+		return x.unavailable(w, r, err)
 	case claimed:
-		return x.newRun().serve(w, r, body)
+		return x.newRun().serve(w, r)
 	case !held.Claim.matches(x.claim):
 		return x.refuse(w, r, Reused, ErrKeyReused)
 	case held.State == StateOutstanding:
@@ -208,6 +222,7 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, body []byte, h
 	case held.State == StateInterrupted:
 		return x.refuse(w, r, Interrupted, ErrInterrupted)
 	}
+	x.body.finish()
 	status, err := x.h.replay(w, held.Response)
 	if err != nil {
 		return x.unreadable(w, r, err)
@@ -225,6 +240,7 @@ func (x *exchange) Err() error                  { return nil }
 
 // refuse answers a request that the handler does not get.
 func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcome, err error) Event {
+	x.body.finish()
 	for o := x.outer; o != nil && !o.h.atMostOnce; o = o.outer {
 		o.rec.refused.Store(true) // Its response contains a refusal, which a retry may not get.
 	}
@@ -246,7 +262,7 @@ func (x *exchange) unreadable(w http.ResponseWriter, r *http.Request, err error)
 }
 
 // unavailable answers a request whose key could not be claimed.
-func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, body []byte, cause error) Event {
+func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, cause error) Event {
 	x.releaseFailed()
 	x.logFault("key not claimed", cause)
 	err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
@@ -255,7 +271,7 @@ func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, body []by
 		err = fmt.Errorf("%w: %v", ErrUnavailable, cause) // It is answered as any other fault.
 	}
 	if x.h.failOpen && !recorded && !errors.Is(cause, ErrClaimLost) { // Nothing runs beside another request.
-		return x.newRun().serveUnprotected(w, r, body, err)
+		return x.newRun().serveUnprotected(w, r, err)
 	}
 	return x.refuse(w, r, Failed, err)
 }

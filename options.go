@@ -60,7 +60,10 @@ func WithKeyValidator(f func(key string) error) Option {
 // scopes is two keys. If clients do not trust each other a scope is
 // necessary, or one could be answered with what another was told. Take it from
 // what authentication has established, never from what the client merely
-// claims. f is called from many goroutines. The default is one scope for all.
+// claims. f may read r.Body, up to the limit of [WithBufferLimit], or parse it as a
+// form: the handler gets it whole all the same. A longer body ends for f with an
+// [http.MaxBytesError], and as a form it has no values. f is called from many goroutines.
+// The default is one scope for all.
 func WithScope(f func(*http.Request) string) Option {
 	return func(c *config) {
 		must(f != nil, "WithScope", "nil function")
@@ -72,11 +75,19 @@ func WithScope(f func(*http.Request) string) Option {
 // hashed and compared, and a key that comes with another fingerprint is refused
 // with 422 and [ErrKeyReused]. body is the request's body, or as much of it as
 // [WithBufferLimit] allows; f may neither keep it, because its memory is used
-// again, nor change it, and must not read r.Body. f is called from many goroutines. A nil f turns the comparison off,
-// and the body is then not read before the handler reads it.
+// again, nor change it. f may read r.Body and parse it as a form, as the function of
+// [WithScope] may. f is called from many goroutines. A nil f turns the comparison off,
+// and the body is then not read before the handler or a scope reads it.
 //
 // The default is the method, the path (as the handler sees it, and as it was
-// sent), the query and the body, byte for byte.
+// sent), the query and the body, byte for byte, but for the boundary of a multipart body.
+//
+// A form that middleware outside has parsed counts by its names and values, and by the
+// names, types and bytes of its files; f gets those as body, with the values as
+// [net/url.Values.Encode] has them. A body that was read outside and not put back cannot
+// be compared, and is refused with 500: one that is shorter than its Content-Length, or
+// that is empty though no length is declared. That refuses an empty body in chunks too:
+// a client that has no body must not send one.
 func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
 	return func(c *config) {
 		c.fingerprintFunc, c.fingerprintOff = f, f == nil
@@ -119,7 +130,8 @@ func WithAtMostOnce() Option {
 
 // WithWait lets a duplicate of an outstanding request wait for up to d, or until
 // its client leaves, for the first one's response. If the first releases its
-// claim, the duplicate runs the handler. The default is 0: it gets 409 and
+// claim, the duplicate runs the handler. While it waits, it holds its body, up to the
+// limit of [WithBufferLimit]. The default is 0: it gets 409 and
 // [ErrOutstanding] at once.
 func WithWait(d time.Duration) Option {
 	return func(c *config) {
@@ -131,7 +143,13 @@ func WithWait(d time.Duration) Option {
 // WithBufferLimit sets how many bytes of a request's body, and of a response's,
 // are held in memory. A longer request body is compared by its first n bytes
 // and its declared length, and reaches the handler whole all the same; a longer
-// response is not stored, and streams to the client. The default is 1 MiB.
+// response is not stored, and streams to the client. If a longer request body breaks off
+// while the handler reads its rest, what the handler answers is not stored. Of a
+// request's body nothing is held once the handler has read or closed it.
+//
+// The middleware reads these bytes before the handler runs, and so before any time limit
+// that the handler sets: set [http.Server.ReadTimeout], or a read deadline outside.
+// The default is 1 MiB.
 func WithBufferLimit(n int) Option {
 	return func(c *config) {
 		must(n >= 0, "WithBufferLimit", "negative limit")
@@ -163,7 +181,9 @@ func WithReplayHeader(name string) Option {
 // with a valid JSON body only. "*" stores every response, of any type and
 // body, those without a body too. A response without a Content-Type counts by
 // what it begins with, as [http.DetectContentType] has it, and as JSON if it is
-// valid JSON. The default is "application/json"; with a [Transactor], "*".
+// valid JSON. A response that the handler has encoded is stored with "*" only: without
+// it, the handler's request has Accept-Encoding: identity, and compression belongs
+// outside. The default is "application/json"; with a [Transactor], "*".
 func WithContentTypes(types ...string) Option {
 	return func(c *config) {
 		must(len(types) > 0, "WithContentTypes", "no type")
@@ -213,9 +233,10 @@ func WithFailOpen() Option {
 
 // WithErrorHandler sets what answers a request that the middleware refuses. err
 // wraps one of this package's sentinels, unless the answer is 500: a response of a
-// [Transactor] that cannot be stored, or two instances in one chain that disagree. f is called from many goroutines; it
-// writes the whole answer, and may delegate to [WriteError], which is the
-// default, and also answers if f writes nothing.
+// [Transactor] that cannot be stored, two instances in one chain that disagree, or a
+// body that was read outside. f is called from many goroutines; it writes the whole
+// answer, and may delegate to [WriteError], which is the default, and also answers if f
+// writes nothing.
 func WithErrorHandler(f func(w http.ResponseWriter, r *http.Request, err error)) Option {
 	return func(c *config) {
 		must(f != nil, "WithErrorHandler", "nil function")

@@ -27,6 +27,7 @@ const (
 type recorder struct {
 	w      http.ResponseWriter
 	cfg    *config
+	body   *requestBody
 	before http.Header // what outside had set before the handler ran
 
 	state       recording
@@ -55,9 +56,9 @@ var (
 	_ http.Hijacker = (*recorder)(nil)
 )
 
-// start sets what the recorder writes to.
-func (rec *recorder) start(w http.ResponseWriter, cfg *config) {
-	rec.w, rec.cfg = w, cfg
+// start sets what the recorder writes to, and the body that is answered.
+func (rec *recorder) start(w http.ResponseWriter, cfg *config, body *requestBody) {
+	rec.w, rec.cfg, rec.body = w, cfg, body
 	if header := w.Header(); len(header) > 0 {
 		rec.before = header.Clone()
 	}
@@ -156,8 +157,8 @@ func (rec *recorder) Flush() { _ = rec.FlushError() }
 // FlushError is what [http.ResponseController] calls.
 func (rec *recorder) FlushError() error {
 	rec.ensureHeader()
-	if rec.state == holding && rec.noStore.Load() {
-		if err := rec.stream(ReasonNoStore); err != nil {
+	if rec.state == holding && rec.mustNotStore() != "" {
+		if err := rec.stream(rec.mustNotStore()); err != nil {
 			return err
 		}
 	}

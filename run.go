@@ -26,8 +26,8 @@ type run struct {
 	renewal renewal
 	ending  bounded // the context of Complete, or of Release
 	request http.Request
-	body    requestBody
 	rec     recorder
+	plain   [1]string // the values of Accept-Encoding
 }
 
 // newRun returns a run of the exchange's handler. The run is the root of its
@@ -48,11 +48,11 @@ func (x *run) Value(key any) any {
 
 // serve runs the handler under the claim. A response that is to be stored is stored
 // first and sent second. Any other releases the claim.
-func (x *run) serve(w http.ResponseWriter, r *http.Request, body []byte) Event {
+func (x *run) serve(w http.ResponseWriter, r *http.Request) Event {
 	if x.h.transactor != nil {
 		x.root = x.h.transactor.Begin(x.root, x.storageKey, x.claim, x.h.expiry)
 	}
-	x.rec.start(w, &x.h.config)
+	x.rec.start(w, &x.h.config, &x.body)
 	x.running, x.lose = context.WithCancelCause(x.root)
 	defer x.lose(nil)
 	running, stop := x.boundByRequest(r)
@@ -69,7 +69,7 @@ func (x *run) serve(w http.ResponseWriter, r *http.Request, body []byte) Event {
 			x.observePanic(status, x.release(&x.ending))
 		}
 	}()
-	x.serveNext(r, running, body)
+	x.serveNext(r, running)
 	if running.Err() == context.DeadlineExceeded {
 		// Middleware outside that set the deadline asks its own context next. That
 		// timer is due now too, but may fire a moment later: wait for it.
@@ -105,25 +105,31 @@ func (x *run) boundByRequest(r *http.Request) (ctx context.Context, stop func())
 	}
 }
 
-// serveNext runs the handler with a context, a header and a body of its own. Afterwards
-// it does for r what a mux and net/http would have done: it copies the Pattern, and
-// removes multipart files.
-func (x *run) serveNext(r *http.Request, ctx context.Context, body []byte) {
+// serveNext runs the handler with a context, a header and a body of its own. Under a
+// claim the header asks for no encoding.
+func (x *run) serveNext(r *http.Request, ctx context.Context) {
 	x.request = *r.WithContext(ctx) // The copy lies in the run: no allocation.
-	req := &x.request
-	req.Header = maps.Clone(r.Header)
-	if len(body) > 0 {
-		x.body.read, x.body.rest = body, r.Body
-		req.Body = &x.body
+	x.request.Header = maps.Clone(r.Header)
+	if x.rec.state == holding && !x.h.everyType {
+		// What is encoded inside could not be stored. Without the header net/http's
+		// Transport, in a proxy inside, asks for gzip by itself.
+		x.plain[0] = "identity"
+		x.request.Header["Accept-Encoding"] = x.plain[:]
 	}
+	x.runNext(&x.rec, &x.request)
+}
+
+// runNext runs the handler with a copy of the request, to which it gives the body.
+// Afterwards it does for the request what a mux and net/http would have done: it
+// copies the Pattern, and removes multipart files.
+func (x *exchange) runNext(w http.ResponseWriter, r *http.Request) {
+	x.body.give(r)
 	defer func() {
 		x.body.finish()
-		r.Pattern = req.Pattern // For metrics outside, and for observers.
-		if req.MultipartForm != nil && r.MultipartForm == nil {
-			_ = req.MultipartForm.RemoveAll() // net/http sees to r's only.
-		}
+		x.body.request.Pattern = r.Pattern // For metrics outside, and for observers.
+		removeFiles(r, x.body.request)
 	}()
-	x.h.next.ServeHTTP(&x.rec, req)
+	x.h.next.ServeHTTP(w, r)
 }
 
 // stored stores the response and sends it.
@@ -166,10 +172,10 @@ func (x *run) answerInstead(w http.ResponseWriter, r *http.Request, outcome Outc
 }
 
 // serveUnprotected runs the handler without a claim: cause is why there is none.
-func (x *run) serveUnprotected(w http.ResponseWriter, r *http.Request, body []byte, cause error) Event {
+func (x *run) serveUnprotected(w http.ResponseWriter, r *http.Request, cause error) Event {
 	x.rec.w, x.rec.state = w, streaming
 	defer func() { x.observePanic(x.rec.status, cause) }() // If the handler returns, ServeHTTP overwrites this.
-	x.serveNext(r, context.WithValue(r.Context(), contextKey{}, x), body)
+	x.serveNext(r, context.WithValue(r.Context(), contextKey{}, x))
 	x.rec.ensureHeader()
 	return Event{Outcome: Unprotected, Status: x.rec.status, Err: cause}
 }

@@ -15,9 +15,10 @@ const mediaTypeJSON = "application/json"
 func (rec *recorder) judgeHeader(status int, header http.Header) Reason {
 	rec.length = declaredLength(header)
 	contentType := header.Get("Content-Type")
+	if reason := rec.mustNotStore(); reason != "" {
+		return reason
+	}
 	switch {
-	case rec.mustNotStore():
-		return ReasonNoStore
 	case status == http.StatusSwitchingProtocols:
 		return ReasonHijacked
 	case !rec.cfg.everyType && rec.encodes(header):
@@ -37,10 +38,11 @@ func (rec *recorder) judgeHeader(status int, header http.Header) Reason {
 // judgeBody returns why the response is not stored with p added to it, or "" if it
 // may be.
 func (rec *recorder) judgeBody(p []byte) Reason {
+	if reason := rec.mustNotStore(); reason != "" {
+		return reason
+	}
 	n := len(rec.held()) + len(p)
 	switch {
-	case rec.mustNotStore():
-		return ReasonNoStore
 	case n > rec.cfg.bufferLimit || uint64(n) > mostBody:
 		return ReasonTooLarge
 	case rec.length >= 0 && int64(n) > rec.length:
@@ -69,10 +71,11 @@ func (rec *recorder) judgeBody(p []byte) Reason {
 // judge returns why the response that the handler has finished is not stored, or
 // "" if it is.
 func (rec *recorder) judge() Reason {
+	if reason := rec.mustNotStore(); reason != "" {
+		return reason
+	}
 	body, contentType := rec.held(), rec.contentType
 	switch {
-	case rec.mustNotStore():
-		return ReasonNoStore
 	case hasLateTrailers(rec.Header()):
 		return ReasonTrailers
 	case rec.length >= 0 && rec.length != int64(len(body)):
@@ -89,9 +92,17 @@ func (rec *recorder) judge() Reason {
 	return ReasonContentType
 }
 
-// mustNotStore reports whether the handler has asked not to store its response, or a
-// refusal from inside is part of it.
-func (rec *recorder) mustNotStore() bool { return rec.noStore.Load() || rec.refused.Load() }
+// mustNotStore returns why no response is stored, whatever it is, or "": the handler has
+// asked for it, a refusal from inside is part of it, or the request's body broke off.
+func (rec *recorder) mustNotStore() Reason {
+	switch {
+	case rec.noStore.Load() || rec.refused.Load():
+		return ReasonNoStore
+	case rec.body.broken.Load():
+		return ReasonRequestBody
+	}
+	return ""
+}
 
 // encodes reports whether the handler has set a Content-Encoding. One that compression
 // outside has set says nothing of this body.

@@ -145,3 +145,30 @@ func TestGorillaLoggingHandler(t *testing.T) {
 		})
 	}
 }
+
+// TestGorillaMethodOverride has the form parsed outside: it counts as the body would,
+// and the handler gets it.
+func TestGorillaMethodOverride(t *testing.T) {
+	const multipart = "--x\r\nContent-Disposition: form-data; name=\"_method\"\r\n\r\nPATCH\r\n" +
+		"--x\r\nContent-Disposition: form-data; name=\"amount\"\r\n\r\n%d\r\n--x--\r\n"
+	for contentType, body := range map[string]string{
+		"application/x-www-form-urlencoded": "_method=PATCH&amount=%d",
+		"multipart/form-data; boundary=x":   multipart,
+	} {
+		t.Run(contentType, func(t *testing.T) {
+			o := newOrderTest(t)
+			s := o.serve(stack(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprintf(w, `{"method":%q,"amount":%q}`, r.Method, r.FormValue("amount"))
+			}), handlers.HTTPMethodOverrideHandler, o.once))
+			send := func(amount int) orderAnswer {
+				return s.send(http.MethodPost, "/", "k", fmt.Sprintf(body, amount), "Content-Type", contentType)
+			}
+			require.Equal(t, `{"method":"PATCH","amount":"10"}`, send(10).body)
+			retry := send(10)
+			require.True(t, retry.replayed)
+			require.Equal(t, `{"method":"PATCH","amount":"10"}`, retry.body)
+			require.Equal(t, http.StatusUnprocessableEntity, send(9999).status)
+		})
+	}
+}

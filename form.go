@@ -1,0 +1,112 @@
+package idempotency
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// errEaten is a request whose body cannot be compared and would not reach the handler.
+var errEaten = errors.New("idempotency: the request's body was read before it came to the middleware: put what reads it inside, " +
+	"or let it put the whole body back (Request.Body, with ContentLength as long as that is); " +
+	"a client that has no body must not send an empty one in chunks")
+
+// parsedForm returns what tells a form from another that middleware outside has parsed
+// of the body: its values as [url.Values.Encode] has them, and a line for each file,
+// with its SHA-256. It is nil if no value and no file was parsed.
+func parsedForm(r *http.Request) ([]byte, error) {
+	values, files := r.PostForm, map[string][]*multipart.FileHeader(nil)
+	if m := r.MultipartForm; m != nil {
+		files = m.File
+		if len(values) == 0 {
+			values = m.Value
+		}
+	}
+	if len(values) == 0 && len(files) == 0 {
+		return nil, nil
+	}
+	form := []byte(values.Encode())
+	for _, field := range slices.Sorted(maps.Keys(files)) {
+		for _, file := range files[field] {
+			sum, err := fileSum(file)
+			if err != nil {
+				return nil, fmt.Errorf("idempotency: file of a form that middleware outside has parsed: %w", err)
+			}
+			form = append(form, '\n')
+			for _, s := range [...]string{field, file.Filename, file.Header.Get("Content-Type"), string(sum)} {
+				form = appendText(form, s)
+			}
+		}
+	}
+	return form, nil
+}
+
+// fileSum returns the SHA-256 of a file.
+func fileSum(file *multipart.FileHeader) ([]byte, error) {
+	f, err := file.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	digest := sha256.New()
+	if _, err := io.Copy(digest, f); err != nil {
+		return nil, err
+	}
+	return digest.Sum(nil), nil
+}
+
+// boundaryOf returns the boundary of a multipart body, or "".
+func boundaryOf(r *http.Request) string {
+	const prefix = "multipart/"
+	contentType := r.Header.Get("Content-Type")
+	if len(contentType) < len(prefix) || !strings.EqualFold(contentType[:len(prefix)], prefix) {
+		return ""
+	}
+	_, params, _ := mime.ParseMediaType(contentType)
+	return params["boundary"]
+}
+
+// sumWithoutBoundary returns a SHA-256 over what stands between the boundaries of a
+// multipart body, or nil if there is none: clients make a new one for each try.
+//
+// The boundary is left out only of lines that every reader takes for a delimiter (RFC
+// 2046, section 5.1.1): elsewhere it is content.
+func sumWithoutBoundary(body []byte, boundary string) []byte {
+	if boundary == "" {
+		return nil
+	}
+	delimiter, newLine, dashes := []byte("--"+boundary), []byte("\r\n"), []byte("--")
+	digest := sha256.New()
+	part := func(p []byte) {
+		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(len(p))))
+		digest.Write(p)
+	}
+	begin := 0 // of the part
+	for end := 0; ; {
+		i := bytes.Index(body[end:], delimiter)
+		if i < 0 {
+			break
+		}
+		i += end
+		end = i + len(delimiter)
+		beginsLine := i == 0 || bytes.HasSuffix(body[:i], newLine)
+		if beginsLine && (bytes.HasPrefix(body[end:], newLine) || bytes.HasPrefix(body[end:], dashes)) {
+			part(body[begin:i])
+			begin = end
+		}
+	}
+	if begin == 0 {
+		return nil
+	}
+	part(body[begin:])
+	return digest.Sum(nil)
+}
