@@ -2,12 +2,10 @@ package idempotency
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync/atomic"
 )
 
@@ -28,6 +26,7 @@ type recorder struct {
 	w      http.ResponseWriter
 	cfg    *config
 	before http.Header // what outside had set before the handler ran
+	run    *run        // whose context ends with its client once this streams; nil if it does not
 
 	state       recording
 	reason      Reason    // why the response is not stored; "" while it may be
@@ -99,17 +98,6 @@ func (rec *recorder) begin(status int) {
 	rec.status = status
 	if !rec.implicit && rec.state == streaming {
 		rec.w.WriteHeader(status)
-	}
-}
-
-// pass sets the recorder to pass on what follows. It drops it instead if a
-// response that tells of success cannot be stored and what its handler wrote is
-// undone for it.
-func (rec *recorder) pass(reason Reason) {
-	rec.reason = reason
-	rec.state = streaming
-	if rec.transactional() && rec.status < http.StatusBadRequest && !rec.noStore.Load() {
-		rec.state = dropping
 	}
 }
 
@@ -185,6 +173,7 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(rec.w).Hijack()
 	if err == nil {
 		rec.state, rec.reason = hijacked, ReasonHijacked
+		rec.run.followClient()
 	}
 	return conn, rw, err
 }
@@ -227,15 +216,6 @@ func (rec *recorder) send() {
 	_ = rec.writeBody(rec.held()) // The client may be gone; its retry finds the response.
 }
 
-// finish sends what is still held of a response that is not stored. It returns true
-// if the response was dropped.
-func (rec *recorder) finish() (withheld bool) {
-	if rec.state == holding {
-		_ = rec.stream(rec.reason)
-	}
-	return rec.state == dropping
-}
-
 // sentStatus returns the status code that the client was sent, or 0.
 func (rec *recorder) sentStatus() int {
 	if rec.state == holding || rec.state == dropping {
@@ -252,54 +232,4 @@ func (rec *recorder) reset() {
 	}
 }
 
-// errWithheld is what a handler gets that writes on, and what its event and the
-// log tell.
-var errWithheld = errors.New("idempotency: a response below 400 that cannot be stored is not sent, because what its handler wrote is undone (see Transactor)")
-
 var errHijack = fmt.Errorf("idempotency: hijack in a transaction (see Transactor): %w", http.ErrNotSupported)
-
-// stream sends what is held, and sets the recorder to pass on what follows.
-func (rec *recorder) stream(reason Reason) error {
-	if rec.pass(reason); rec.state == dropping {
-		return nil
-	}
-	// The handler's header goes as it stood when it was written.
-	explicit := !rec.implicit
-	if rec.changed() {
-		explicit = true // What follows must not take the header that is put back.
-		header, then := rec.Header(), rec.headerThen()
-		since := maps.Clone(header)
-		clear(header)
-		maps.Copy(header, then)
-		defer func() {
-			// Put back what the handler has set since: it may be trailers. All else
-			// stays as the writer outside has left it.
-			for name, values := range since {
-				if !slices.Equal(then[name], values) {
-					header[name] = values
-				}
-			}
-		}()
-	}
-	if explicit {
-		rec.w.WriteHeader(rec.status)
-	}
-	rest := rec.held()
-	if rec.flushed {
-		if err := rec.writeBody(rest[:rec.flushedAt]); err != nil {
-			return err
-		}
-		_ = http.NewResponseController(rec.w).Flush() // The handler was told that it is done.
-		rest = rest[rec.flushedAt:]
-	}
-	return rec.writeBody(rest)
-}
-
-// writeBody passes on p, if there is anything in it: an empty write is one too.
-func (rec *recorder) writeBody(p []byte) error {
-	if len(p) == 0 {
-		return nil
-	}
-	_, err := rec.w.Write(p)
-	return err
-}
