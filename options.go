@@ -127,7 +127,8 @@ func WithWait(d time.Duration) Option {
 // WithBufferLimit sets how many bytes of a request's body, and of a response's,
 // are held in memory. A longer request body is compared by its first n bytes
 // and its declared length, and reaches the handler whole all the same; a longer
-// response is not stored, and streams to the client. The default is 1 MiB.
+// response is not stored, and streams to the client: from its header on if it
+// declares its length. The default is 1 MiB.
 func WithBufferLimit(n int) Option {
 	return func(c *config) {
 		must(n >= 0, "WithBufferLimit", "negative limit")
