@@ -208,7 +208,7 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, body []byte, h
 	case held.State == StateInterrupted:
 		return x.refuse(w, r, Interrupted, ErrInterrupted)
 	}
-	status, err := x.h.replay(w, held.Response)
+	status, err := x.h.replay(w, r.Method, held.Response)
 	if err != nil {
 		return x.unreadable(w, r, err)
 	}

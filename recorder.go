@@ -40,7 +40,8 @@ type recorder struct {
 	begun       bool      // The body's first significant byte was seen.
 	flushed     bool      // The handler has flushed what is held, first
 	flushedAt   int       // when the body was this long.
-	implicit    bool      // The handler has not written its header.
+	implicit    bool      // No WriteHeader has written the header.
+	empty       bool      // A Write of nothing has.
 	buffer      []byte    // the stored form: the head, then the body; nil before the first byte of that
 	room        [192]byte // for header, and for head, if that is enough
 	sentRoom    [1]string // for the length that is sent
@@ -115,9 +116,12 @@ func (rec *recorder) ensureHeader() {
 }
 
 func (rec *recorder) Write(p []byte) (int, error) {
+	if rec.status == 0 {
+		rec.empty = len(p) == 0
+	}
 	rec.ensureHeader()
 	if rec.state == holding {
-		if !bodyAllowed(rec.status) {
+		if len(p) > 0 && !bodyAllowed(rec.status) {
 			return 0, http.ErrBodyNotAllowed
 		}
 		if reason := rec.judgeBody(p); reason != "" {
@@ -203,17 +207,21 @@ func (rec *recorder) response() []byte {
 	return rec.buffer
 }
 
-// send sends a response that was held to the end, to be stored.
-func (rec *recorder) send() {
+// send sends a response that was held to the end, to be stored. The method is the
+// request's.
+func (rec *recorder) send(method string) {
 	header := rec.Header()
 	if rec.changed() {
 		clear(header)
 		maps.Copy(header, rec.headerThen())
 	}
-	setLength(header, rec.status, rec.held(), rec.sentRoom[:], !rec.encoded && len(header["Content-Encoding"]) > 0)
+	body := rec.held()
+	if tellsLength(method, body) {
+		setLength(header, rec.status, body, rec.sentRoom[:], !rec.encoded && len(header["Content-Encoding"]) > 0)
+	}
 	rec.state = streaming
 	rec.w.WriteHeader(rec.status)
-	_ = rec.writeBody(rec.held()) // The client may be gone; its retry finds the response.
+	_ = rec.writeBody(body) // The client may be gone; its retry finds the response.
 }
 
 // sentStatus returns the status code that the client was sent, or 0.

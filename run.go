@@ -161,7 +161,7 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 	err := x.complete(response)
 	x.renewal.stop() // Now: to send may take as long as the client reads.
 	if err == nil {
-		x.rec.send()
+		x.rec.send(r.Method)
 		return Event{Outcome: Stored, Status: x.rec.status}
 	}
 	if x.h.transactor != nil {
@@ -171,7 +171,7 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 		}
 		return x.answerInstead(w, r, Failed, err)
 	}
-	x.rec.send()
+	x.rec.send(r.Method)
 	return x.warn(r, Event{Outcome: NotStored, Reason: ReasonStoreFailed, Status: x.rec.status, Err: err})
 }
 

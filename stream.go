@@ -22,6 +22,7 @@ func (rec *recorder) pass(reason Reason) {
 
 // stream sends what is held, and sets the recorder to pass on what follows.
 func (rec *recorder) stream(reason Reason) error {
+	rest := rec.held()
 	if rec.pass(reason); rec.state == dropping {
 		return nil
 	}
@@ -43,10 +44,12 @@ func (rec *recorder) stream(reason Reason) error {
 			}
 		}()
 	}
-	if explicit {
+	switch {
+	case rec.implicit && rec.empty:
+		_, _ = rec.w.Write(nil) // Nothing that is held tells of it, and it writes the header.
+	case explicit:
 		rec.w.WriteHeader(rec.status)
 	}
-	rest := rec.held()
 	if rec.flushed {
 		if err := rec.writeBody(rest[:rec.flushedAt]); err != nil {
 			return err
