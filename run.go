@@ -192,6 +192,7 @@ func (x *run) answerInstead(w http.ResponseWriter, r *http.Request, outcome Outc
 	header := w.Header()
 	clear(header)
 	maps.Copy(header, x.rec.before)
+	x.rec.buffer = nil // Nobody gets it.
 	return x.refuse(w, r, outcome, err)
 }
 
