@@ -46,7 +46,9 @@
 //
 // Its ResponseWriter works with [http.NewResponseController]. A response that
 // may still be stored is held back until the handler returns; one that will not
-// be, because of its Content-Type for one, streams straight through.
+// be, because of its Content-Type for one, streams straight through. A flush of
+// what is held back does nothing. A stream in both directions also needs
+// [WithFingerprint] of nil.
 //
 // # What is promised
 //

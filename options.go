@@ -73,7 +73,8 @@ func WithScope(f func(*http.Request) string) Option {
 // with 422 and [ErrKeyReused]. body is the request's body, or as much of it as
 // [WithBufferLimit] allows; f may neither keep it, because its memory is used
 // again, nor change it, and must not read r.Body. f is called from many goroutines. A nil f turns the comparison off,
-// and the body is then not read before the handler reads it.
+// and the body is then not read before the handler reads it, which a stream in both
+// directions needs: its client may wait for an answer before it ends its body.
 //
 // The default is the method, the path (as the handler sees it, and as it was
 // sent), the query and the body, byte for byte.

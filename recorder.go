@@ -216,7 +216,7 @@ func (rec *recorder) send(method string) {
 		maps.Copy(header, rec.headerThen())
 	}
 	body := rec.held()
-	rec.buffer = nil // No longer than it takes to send it.
+	rec.buffer = nil // It is held no longer than it takes to send it.
 	if tellsLength(method, body) {
 		setLength(header, rec.status, body, rec.sentRoom[:], !rec.encoded && len(header["Content-Encoding"]) > 0)
 	}

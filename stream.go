@@ -23,7 +23,7 @@ func (rec *recorder) pass(reason Reason) {
 // stream sends what is held, and sets the recorder to pass on what follows.
 func (rec *recorder) stream(reason Reason) error {
 	rest := rec.held()
-	rec.buffer = nil // No longer than it takes to send it.
+	rec.buffer = nil // It is held no longer than it takes to send it.
 	if rec.pass(reason); rec.state == dropping {
 		return nil
 	}
