@@ -26,12 +26,12 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 	}
 	transactor := transactorOf(backend)
 	c := newConfig(opts, transactor != nil)
-	warnings := new(warnings)
+	warnings, waits := new(warnings), new(waits)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, next: next}
+		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, waits: waits, next: next}
 	}
 }
 
@@ -62,6 +62,7 @@ type handler struct {
 	backend    Backend
 	transactor Transactor // the backend; nil if it is none
 	warnings   *warnings
+	waits      *waits
 	next       http.Handler
 }
 

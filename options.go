@@ -116,7 +116,8 @@ func WithAtMostOnce() Option {
 
 // WithWait lets a duplicate of an outstanding request wait for up to d, or until
 // its client leaves, for the first one's response. If the first releases its
-// claim, the duplicate runs the handler. The default is 0: it gets 409 and
+// claim, the duplicate runs the handler. The store is asked about five times a second for
+// each key that is waited for, by each process. The default is 0: it gets 409 and
 // [ErrOutstanding] at once.
 func WithWait(d time.Duration) Option {
 	return func(c *config) {
