@@ -249,7 +249,7 @@ func (x *exchange) unreadable(w http.ResponseWriter, r *http.Request, err error)
 // unavailable answers a request whose key could not be claimed.
 func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, body []byte, cause error) Event {
 	x.releaseFailed()
-	x.logFault("key not claimed", cause)
+	x.logNotClaimed(cause)
 	err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	recorded := errors.Is(cause, ErrOutstanding) // The store takes no writes, and has a record of another.
 	if recorded {
@@ -270,6 +270,7 @@ func (h *handler) log() *slog.Logger {
 }
 
 // logFault logs what an operator should know. The storage key is a hash.
-func (x *exchange) logFault(what string, err error) {
-	x.h.log().ErrorContext(x, "idempotency: "+what, "error", err, "storage_key", x.storageKey.String(), "claim", x.claim.Token.String())
+func (x *exchange) logFault(what string, err error, more ...any) {
+	args := append([]any{"error", err, "storage_key", x.storageKey.String(), "claim", x.claim.Token.String()}, more...)
+	x.h.log().ErrorContext(x, "idempotency: "+what, args...)
 }
