@@ -30,8 +30,8 @@ func (c *config) replay(w http.ResponseWriter, method string, stored []byte) (st
 	return response.Status, nil
 }
 
-// tellsLength reports whether a body tells how long a response to a method is. None to
-// HEAD does not: its handler may have left out what it would have told a GET.
+// tellsLength reports whether a body tells how long the response to a method is. An empty
+// one to HEAD does not: its handler may have left out what a GET would get.
 func tellsLength(method string, body []byte) bool { return method != http.MethodHead || len(body) > 0 }
 
 // setLength declares the length of a body, unless a writer outside will encode it. The

@@ -48,7 +48,7 @@ func (x *exchange) look(ctx context.Context, w *wait, held Record) (_ Record, cl
 		}
 		held, claimed, err = x.tryClaim(new(bounded))
 		if !x.mustWait(held, claimed, err) {
-			w.held, over = held, !claimed && err == nil
+			w.held, over = held, !claimed && err == nil // A claim and an error are this request's alone.
 			return held, claimed, err
 		}
 		if !waited {

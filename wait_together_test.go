@@ -26,7 +26,7 @@ func sendMany(h http.Handler, ctx func(n int) context.Context) <-chan *httptest.
 	return answers
 }
 
-// A thousand that wait for one key ask the store about as often as one.
+// Many that wait for one key ask the store about as often as one.
 func TestWaitersShareOneLook(t *testing.T) {
 	for _, takes := range []time.Duration{time.Millisecond, 10 * time.Second, 2 * time.Minute} {
 		t.Run(takes.String(), func(t *testing.T) {
