@@ -260,7 +260,8 @@ func TestWaitingHoldsTheBodyOnly(t *testing.T) {
 		running.Wait()
 	})), long, func(i int) string { return fmt.Sprint(i) }).Wait()
 
-	// All that wait have looked at the key twice: they are beyond where they shrink.
+	// All that wait, each for a key of its own, have looked at it twice: they are beyond
+	// where they shrink.
 	var looks sync.Map
 	backend.claim = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
 		n, _ := looks.LoadOrStore(claim.Token, new(atomic.Int32))
@@ -272,7 +273,7 @@ func TestWaitingHoldsTheBodyOnly(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	h := idempotency.New(backend, idempotency.WithWait(time.Hour))(&payments{})
 	done := fill(waiters, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r.WithContext(ctx)) }), "b",
-		func(int) string { return "k" })
+		func(i int) string { return fmt.Sprint(i) })
 	asked.Wait()
 	held := heapInUse() - before
 	leave()

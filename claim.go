@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 )
 
@@ -19,38 +18,7 @@ const (
 	landingTime = 5 * time.Second
 	// laterReleases is how often a release is tried that comes after such a call.
 	laterReleases = 3
-	// The pauses between looks while waiting double from the first to the last.
-	firstLook, lastLook = 10 * time.Millisecond, 200 * time.Millisecond
 )
-
-// claimKey claims the key. While another request has it outstanding, it waits as
-// long as the user allows and the client stays.
-func (x *exchange) claimKey() (held Record, claimed bool, err error) {
-	held, claimed, err = x.tryClaim(&x.claiming)
-	if x.h.wait == 0 || !x.mustWait(held, claimed, err) {
-		return held, claimed, err
-	}
-	x.body.shrink()
-	client := x.values
-	wait, cancel := context.WithTimeout(client, x.h.wait)
-	defer cancel()
-	for pause := firstLook; ; pause = min(2*pause, lastLook) {
-		// Many that wait for one do not all look at once.
-		waited := sleep(wait, pause/2+rand.N(pause))
-		if client.Err() != nil {
-			return held, false, nil
-		}
-		held, claimed, err = x.tryClaim(new(bounded))
-		if !waited || !x.mustWait(held, claimed, err) {
-			return held, claimed, err
-		}
-	}
-}
-
-// mustWait reports whether the key is held by the same request, outstanding.
-func (x *exchange) mustWait(held Record, claimed bool, err error) bool {
-	return err == nil && !claimed && held.State == StateOutstanding && held.Claim.matches(x.claim)
-}
 
 // tryClaim claims the key once, whatever becomes of the client. A claim whose
 // reply came late may have little left of its lease, or nothing: it is renewed

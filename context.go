@@ -47,8 +47,8 @@ func DeriveKey(ctx context.Context, name string) string {
 // time-out upstream, say, before anything was done. The key's fingerprint is
 // forgotten with it: the next request with the key may be another one. If the
 // outcome is unknown, answer without it. It takes effect until the
-// handler returns, and may be called from any goroutine. Without a key it does
-// nothing.
+// handler returns, and may be called from any goroutine. What is written or flushed
+// afterwards is sent at once. Without a key it does nothing.
 func NoStore(ctx context.Context) {
 	for x := fromContext(ctx); x != nil; x = x.outer {
 		x.rec.noStore.Store(true)

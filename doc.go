@@ -38,12 +38,20 @@
 // [ErrClaimLost], once another request is known to hold the claim. A handler
 // that must bound its own time sets a time-out of its own.
 //
+// A response that will not be stored leaves nothing for a retry to find. Once its
+// header is passed on, the context ends with the client, as without the
+// middleware: an event stream does not outlive its client. [NoStore] alone does not
+// begin that. With [WithAtMostOnce] and with a [Transactor] the context never ends
+// with the client.
+//
 // Its request says Accept-Encoding: identity unless every type is stored: what is
 // encoded inside could not be stored, and compression belongs outside.
 //
 // Its ResponseWriter works with [http.NewResponseController]. A response that
 // may still be stored is held back until the handler returns; one that will not
-// be, because of its Content-Type for one, streams straight through.
+// be, because of its Content-Type for one, streams straight through. A flush of
+// what is held back does nothing. A stream in both directions also needs
+// [WithFingerprint] of nil.
 //
 // # What is promised
 //

@@ -82,7 +82,8 @@ const (
 	// ReasonEncoded is a Content-Encoding that the handler set; with "*" among the
 	// content types such a response is stored.
 	ReasonEncoded Reason = "encoded"
-	// ReasonTooLarge is a body over the limit of [WithBufferLimit].
+	// ReasonTooLarge is a body, or a declared Content-Length, over the limit of
+	// [WithBufferLimit].
 	ReasonTooLarge Reason = "too_large"
 	// ReasonLength is a declared Content-Length that the body did not meet.
 	ReasonLength Reason = "length"

@@ -26,12 +26,12 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 	}
 	transactor := transactorOf(backend)
 	c := newConfig(opts, transactor != nil)
-	warnings := new(warnings)
+	warnings, waits := new(warnings), new(waits)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, next: next}
+		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, waits: waits, next: next}
 	}
 }
 
@@ -62,6 +62,7 @@ type handler struct {
 	backend    Backend
 	transactor Transactor // the backend; nil if it is none
 	warnings   *warnings
+	waits      *waits
 	next       http.Handler
 }
 
@@ -223,7 +224,7 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, held Record, c
 		return x.refuse(w, r, Interrupted, ErrInterrupted)
 	}
 	x.body.finish()
-	status, err := x.h.replay(w, held.Response)
+	status, err := x.h.replay(w, r.Method, held.Response)
 	if err != nil {
 		return x.unreadable(w, r, err)
 	}
@@ -264,7 +265,7 @@ func (x *exchange) unreadable(w http.ResponseWriter, r *http.Request, err error)
 // unavailable answers a request whose key could not be claimed.
 func (x *exchange) unavailable(w http.ResponseWriter, r *http.Request, cause error) Event {
 	x.releaseFailed()
-	x.logFault("key not claimed", cause)
+	x.logNotClaimed(cause)
 	err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	recorded := errors.Is(cause, ErrOutstanding) // The store takes no writes, and has a record of another.
 	if recorded {
@@ -285,6 +286,7 @@ func (h *handler) log() *slog.Logger {
 }
 
 // logFault logs what an operator should know. The storage key is a hash.
-func (x *exchange) logFault(what string, err error) {
-	x.h.log().ErrorContext(x, "idempotency: "+what, "error", err, "storage_key", x.storageKey.String(), "claim", x.claim.Token.String())
+func (x *exchange) logFault(what string, err error, more ...any) {
+	args := append([]any{"error", err, "storage_key", x.storageKey.String(), "claim", x.claim.Token.String()}, more...)
+	x.h.log().ErrorContext(x, "idempotency: "+what, args...)
 }

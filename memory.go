@@ -16,6 +16,11 @@ import (
 // are nearest to their expiry, but never an outstanding or interrupted record.
 // If these alone fill it, a call that
 // needs room returns [ErrFull].
+//
+// All scopes share that room: a backend sees hashes, and cannot tell one tenant's keys
+// from another's. A tenant whose runs are interrupted, with [WithAtMostOnce], fills it for
+// all others until the traces are over. If tenants do not trust each other, bound how
+// many keys each may use, or give each a Memory of its own.
 type Memory struct {
 	maxBytes int64
 	start    time.Time // what times are counted from
@@ -30,8 +35,8 @@ type Memory struct {
 type MemoryOption func(*Memory)
 
 // WithMaxBytes bounds the memory that records take, in bytes: keys, headers and
-// bodies, and what holds them, about 0.5 kB for each response. The default is
-// 64 MiB.
+// bodies, and what holds them, about 0.5 kB for each response. There is no bound for
+// each scope; see [Memory]. The default is 64 MiB.
 func WithMaxBytes(n int64) MemoryOption {
 	return func(m *Memory) { m.maxBytes = n }
 }

@@ -77,7 +77,8 @@ func WithScope(f func(*http.Request) string) Option {
 // [WithBufferLimit] allows; f may neither keep it, because its memory is used
 // again, nor change it. f may read r.Body and parse it as a form, as the function of
 // [WithScope] may. f is called from many goroutines. A nil f turns the comparison off,
-// and the body is then not read before the handler or a scope reads it.
+// and the body is then not read before the handler or a scope reads it, which a stream in
+// both directions needs: its client may wait for an answer before it ends its body.
 //
 // The default is the method, the path (as the handler sees it, and as it was
 // sent), the query and the body, byte for byte, but for the boundary of a multipart body.
@@ -130,8 +131,9 @@ func WithAtMostOnce() Option {
 
 // WithWait lets a duplicate of an outstanding request wait for up to d, or until
 // its client leaves, for the first one's response. If the first releases its
-// claim, the duplicate runs the handler. While it waits, it holds its body, up to the
-// limit of [WithBufferLimit]. The default is 0: it gets 409 and
+// claim, the duplicate runs the handler. The store is asked about five times a second for
+// each key that is waited for, by each process. While a duplicate waits, it holds its body,
+// up to the limit of [WithBufferLimit]. The default is 0: it gets 409 and
 // [ErrOutstanding] at once.
 func WithWait(d time.Duration) Option {
 	return func(c *config) {
@@ -143,9 +145,10 @@ func WithWait(d time.Duration) Option {
 // WithBufferLimit sets how many bytes of a request's body, and of a response's,
 // are held in memory. A longer request body is compared by its first n bytes
 // and its declared length, and reaches the handler whole all the same; a longer
-// response is not stored, and streams to the client. If a longer request body breaks off
-// while the handler reads its rest, what the handler answers is not stored. Of a
-// request's body nothing is held once the handler has read or closed it.
+// response is not stored, and streams to the client: from its header on if it declares its
+// length. If a longer request body breaks off while the handler reads its rest, what the
+// handler answers is not stored. Of a request's body nothing is held once the handler has
+// read or closed it.
 //
 // The middleware reads these bytes before the handler runs, and so before any time limit
 // that the handler sets: set [http.Server.ReadTimeout], or a read deadline outside.

@@ -2,12 +2,10 @@ package idempotency
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync/atomic"
 )
 
@@ -29,6 +27,7 @@ type recorder struct {
 	cfg    *config
 	body   *requestBody
 	before http.Header // what outside had set before the handler ran
+	run    *run        // whose context ends with its client once this streams; nil if it does not
 
 	state       recording
 	reason      Reason    // why the response is not stored; "" while it may be
@@ -42,7 +41,8 @@ type recorder struct {
 	begun       bool      // The body's first significant byte was seen.
 	flushed     bool      // The handler has flushed what is held, first
 	flushedAt   int       // when the body was this long.
-	implicit    bool      // The handler has not written its header.
+	implicit    bool      // No WriteHeader has written the header.
+	empty       bool      // A Write of nothing has.
 	buffer      []byte    // the stored form: the head, then the body; nil before the first byte of that
 	room        [192]byte // for header, and for head, if that is enough
 	sentRoom    [1]string // for the length that is sent
@@ -103,17 +103,6 @@ func (rec *recorder) begin(status int) {
 	}
 }
 
-// pass sets the recorder to pass on what follows. It drops it instead if a
-// response that tells of success cannot be stored and what its handler wrote is
-// undone for it.
-func (rec *recorder) pass(reason Reason) {
-	rec.reason = reason
-	rec.state = streaming
-	if rec.transactional() && rec.status < http.StatusBadRequest && !rec.noStore.Load() {
-		rec.state = dropping
-	}
-}
-
 // transactional reports whether what the handler writes is undone if its
 // response is not stored.
 func (rec *recorder) transactional() bool { return rec.cfg != nil && rec.cfg.transactional }
@@ -128,9 +117,12 @@ func (rec *recorder) ensureHeader() {
 }
 
 func (rec *recorder) Write(p []byte) (int, error) {
+	if rec.status == 0 {
+		rec.empty = len(p) == 0
+	}
 	rec.ensureHeader()
 	if rec.state == holding {
-		if !bodyAllowed(rec.status) {
+		if len(p) > 0 && !bodyAllowed(rec.status) {
 			return 0, http.ErrBodyNotAllowed
 		}
 		if reason := rec.judgeBody(p); reason != "" {
@@ -186,6 +178,7 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(rec.w).Hijack()
 	if err == nil {
 		rec.state, rec.reason = hijacked, ReasonHijacked
+		rec.run.followClient()
 	}
 	return conn, rw, err
 }
@@ -215,26 +208,22 @@ func (rec *recorder) response() []byte {
 	return rec.buffer
 }
 
-// send sends a response that was held to the end, to be stored.
-func (rec *recorder) send() {
+// send sends a response that was held to the end, to be stored. The method is the
+// request's.
+func (rec *recorder) send(method string) {
 	header := rec.Header()
 	if rec.changed() {
 		clear(header)
 		maps.Copy(header, rec.headerThen())
 	}
-	setLength(header, rec.status, rec.held(), rec.sentRoom[:], !rec.encoded && len(header["Content-Encoding"]) > 0)
+	body := rec.held()
+	rec.buffer = nil // It is held no longer than it takes to send it.
+	if tellsLength(method, body) {
+		setLength(header, rec.status, body, rec.sentRoom[:], !rec.encoded && len(header["Content-Encoding"]) > 0)
+	}
 	rec.state = streaming
 	rec.w.WriteHeader(rec.status)
-	_ = rec.writeBody(rec.held()) // The client may be gone; its retry finds the response.
-}
-
-// finish sends what is still held of a response that is not stored. It returns true
-// if the response was dropped.
-func (rec *recorder) finish() (withheld bool) {
-	if rec.state == holding {
-		_ = rec.stream(rec.reason)
-	}
-	return rec.state == dropping
+	_ = rec.writeBody(body) // The client may be gone; its retry finds the response.
 }
 
 // sentStatus returns the status code that the client was sent, or 0.
@@ -253,54 +242,4 @@ func (rec *recorder) reset() {
 	}
 }
 
-// errWithheld is what a handler gets that writes on, and what its event and the
-// log tell.
-var errWithheld = errors.New("idempotency: a response below 400 that cannot be stored is not sent, because what its handler wrote is undone (see Transactor)")
-
 var errHijack = fmt.Errorf("idempotency: hijack in a transaction (see Transactor): %w", http.ErrNotSupported)
-
-// stream sends what is held, and sets the recorder to pass on what follows.
-func (rec *recorder) stream(reason Reason) error {
-	if rec.pass(reason); rec.state == dropping {
-		return nil
-	}
-	// The handler's header goes as it stood when it was written.
-	explicit := !rec.implicit
-	if rec.changed() {
-		explicit = true // What follows must not take the header that is put back.
-		header, then := rec.Header(), rec.headerThen()
-		since := maps.Clone(header)
-		clear(header)
-		maps.Copy(header, then)
-		defer func() {
-			// Put back what the handler has set since: it may be trailers. All else
-			// stays as the writer outside has left it.
-			for name, values := range since {
-				if !slices.Equal(then[name], values) {
-					header[name] = values
-				}
-			}
-		}()
-	}
-	if explicit {
-		rec.w.WriteHeader(rec.status)
-	}
-	rest := rec.held()
-	if rec.flushed {
-		if err := rec.writeBody(rest[:rec.flushedAt]); err != nil {
-			return err
-		}
-		_ = http.NewResponseController(rec.w).Flush() // The handler was told that it is done.
-		rest = rest[rec.flushedAt:]
-	}
-	return rec.writeBody(rest)
-}
-
-// writeBody passes on p, if there is anything in it: an empty write is one too.
-func (rec *recorder) writeBody(p []byte) error {
-	if len(p) == 0 {
-		return nil
-	}
-	_, err := rec.w.Write(p)
-	return err
-}

@@ -100,6 +100,50 @@ func TestNoBodyNoLength(t *testing.T) {
 	})
 }
 
+// TestHEAD has answers to HEAD, which tell the length of a body that is not there, or
+// nothing of it: none is made up.
+func TestHEAD(t *testing.T) {
+	for name, tt := range map[string]struct {
+		handler script
+		stored  bool
+	}{
+		"nothing":             {script{}, true},
+		"a status":            {script{code(404)}, true},
+		"no content":          {script{code(204)}, true},
+		"a body":              {script{asJSON, says(`{"a":1}`)}, true},
+		"a body, declared":    {script{asJSON, set("Content-Length", "7"), says(`{"a":1}`)}, true},
+		"a length of no body": {script{set("Content-Length", "7")}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forEachProtocol(t, func(t *testing.T, _ func(http.Handler) func(string) answer) {
+				head := func(h http.Handler) func() http.Header {
+					server := httptest.NewUnstartedServer(h)
+					server.EnableHTTP2 = strings.HasSuffix(t.Name(), "HTTP/2.0")
+					server.StartTLS()
+					t.Cleanup(server.Close)
+					return func() http.Header {
+						r, err := http.NewRequest(http.MethodHead, server.URL, nil)
+						require.NoError(t, err)
+						r.Header.Set("Idempotency-Key", "k")
+						resp, err := server.Client().Do(r)
+						require.NoError(t, err)
+						require.NoError(t, resp.Body.Close())
+						resp.Header.Del("Date")
+						return resp.Header
+					}
+				}
+				want := head(tt.handler)()
+				get := head(idempotency.New(idempotency.NewMemory(), every, idempotency.WithMethods(http.MethodHead), quiet)(tt.handler))
+				require.Equal(t, want, get())
+				if tt.stored {
+					want.Set("Idempotent-Replayed", "true")
+				}
+				require.Equal(t, want, get())
+			})
+		})
+	}
+}
+
 // TestLateHeaderLeavesOthersAlone has a writer outside that changes the header
 // when it is written, and sends it with the body.
 func TestLateHeaderLeavesOthersAlone(t *testing.T) {

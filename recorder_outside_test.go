@@ -137,6 +137,45 @@ func TestNothingWritten(t *testing.T) {
 	}
 }
 
+// An empty write writes the header: what middleware outside writes comes too late.
+func TestEmptyWrite(t *testing.T) {
+	for name, handler := range map[string]script{
+		"held":       {says(""), set("X-Late", "1")},
+		"held, JSON": {asJSON, says(""), set("X-Late", "1")},
+		"NoStore":    {noStore, says(""), set("X-Late", "1")},
+		"streamed":   {asType("text/plain"), says(""), set("X-Late", "1")},
+		"with more":  {says(""), set("Content-Type", "text/csv"), says("a,b")},
+		"after it":   {code(201), says(""), set("X-Late", "1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := func(next http.Handler) answer {
+				w := send(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					next.ServeHTTP(w, r)
+					w.WriteHeader(http.StatusTeapot)
+				}), request("k", "b"))
+				return answer{Status: w.Code, Header: w.Result().Header, Body: w.Body.String()}
+			}
+			require.Equal(t, answer(handler), answer(idempotency.New(idempotency.NewMemory(), quiet)(handler)))
+		})
+	}
+}
+
+// An empty write where no body is allowed is no error, as over HTTP/1.1.
+func TestEmptyWriteOfNoBody(t *testing.T) {
+	for _, status := range []int{http.StatusNoContent, http.StatusNotModified} {
+		h := idempotency.New(idempotency.NewMemory(), every)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(status)
+			n, err := w.Write(nil)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			_, err = w.Write([]byte("x"))
+			require.ErrorIs(t, err, http.ErrBodyNotAllowed)
+		}))
+		require.Equal(t, status, send(h, request("k", "b")).Code)
+		requireReplayed(t, send(h, request("k", "b")), "")
+	}
+}
+
 // TestRecovererWithTheHandlersWriter has a recoverer outside answer through the
 // writer that the handler had, because it knows no other.
 func TestRecovererWithTheHandlersWriter(t *testing.T) {

@@ -20,19 +20,21 @@ func TestStreamsWhatIsNotStored(t *testing.T) {
 		next        string // makes it known
 		header      http.Header
 	}{
-		"by its Content-Type":                {contentType: "text/event-stream", next: "data: 1\n\n"},
-		"by its first byte, without a type":  {before: " \n", next: "<p>"},
-		"by its first byte, although JSON":   {contentType: "application/json", before: "\t", next: "x"},
-		"by its first byte, JSON not listed": {opts: []idempotency.Option{idempotency.WithContentTypes("text/html")}, next: "{}"},
-		"by its length":                      {opts: []idempotency.Option{idempotency.WithBufferLimit(4)}, contentType: "application/json", before: "1234", next: "5"},
-		"by a declared length":               {contentType: "application/json", before: "12", next: "3", header: http.Header{"Content-Length": {"2"}}},
-		"by its Content-Encoding":            {contentType: "application/json", next: "1", header: http.Header{"Content-Encoding": {"gzip"}}},
-		"by a trailer":                       {contentType: "application/json", next: "1", header: http.Header{"Trailer": {"X-Sum"}}},
-		"by a trailer that is not declared":  {contentType: "application/json", next: "1", header: http.Header{http.TrailerPrefix + "X-Sum": {"1"}}},
-		"by WithStoreIf":                     {opts: []idempotency.Option{idempotency.WithStoreIf(func(int, http.Header) bool { return false })}, contentType: "application/json", next: "1"},
-		"by NoStore, with the next write":    {contentType: "application/json", before: "12", next: "NoStore"},
-		"by NoStore, with a flush":           {contentType: "application/json", before: "12", next: "NoStore and flush"},
-		"by its type, before any byte of it": {contentType: "text/plain"},
+		"by its Content-Type":                 {contentType: "text/event-stream", next: "data: 1\n\n"},
+		"by its first byte, without a type":   {before: " \n", next: "<p>"},
+		"by its first byte, although JSON":    {contentType: "application/json", before: "\t", next: "x"},
+		"by its first byte, JSON not listed":  {opts: []idempotency.Option{idempotency.WithContentTypes("text/html")}, next: "{}"},
+		"by its length":                       {opts: []idempotency.Option{idempotency.WithBufferLimit(4)}, contentType: "application/json", before: "1234", next: "5"},
+		"by a declared length":                {contentType: "application/json", before: "12", next: "3", header: http.Header{"Content-Length": {"2"}}},
+		"by a declared length over the limit": {opts: with(limit(4)), contentType: "application/json", next: "1", header: http.Header{"Content-Length": {"5"}}},
+		"by that, before any byte of it":      {opts: with(limit(4)), contentType: "application/json", header: http.Header{"Content-Length": {"5"}}},
+		"by its Content-Encoding":             {contentType: "application/json", next: "1", header: http.Header{"Content-Encoding": {"gzip"}}},
+		"by a trailer":                        {contentType: "application/json", next: "1", header: http.Header{"Trailer": {"X-Sum"}}},
+		"by a trailer that is not declared":   {contentType: "application/json", next: "1", header: http.Header{http.TrailerPrefix + "X-Sum": {"1"}}},
+		"by WithStoreIf":                      {opts: []idempotency.Option{idempotency.WithStoreIf(func(int, http.Header) bool { return false })}, contentType: "application/json", next: "1"},
+		"by NoStore, with the next write":     {contentType: "application/json", before: "12", next: "NoStore"},
+		"by NoStore, with a flush":            {contentType: "application/json", before: "12", next: "NoStore and flush"},
+		"by its type, before any byte of it":  {contentType: "text/plain"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

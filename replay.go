@@ -6,10 +6,10 @@ import (
 	"strconv"
 )
 
-// replay answers with a stored response and returns its status. If that cannot
+// replay answers a method with a stored response and returns its status. If that cannot
 // be read it returns an error and answers nothing. What is never stored is not sent
 // either, whatever the store holds.
-func (c *config) replay(w http.ResponseWriter, stored []byte) (status int, err error) {
+func (c *config) replay(w http.ResponseWriter, method string, stored []byte) (status int, err error) {
 	header := w.Header()
 	outside := header["Content-Encoding"]
 	response := Response{Header: header}
@@ -20,13 +20,19 @@ func (c *config) replay(w http.ResponseWriter, stored []byte) (status int, err e
 	room[0] = "true"
 	header[c.replayHeader] = room[:1:1]
 	encoded := header["Content-Encoding"]
-	setLength(header, response.Status, response.Body, room[1:], len(encoded) > 0 && slices.Equal(encoded, outside))
+	if tellsLength(method, response.Body) {
+		setLength(header, response.Status, response.Body, room[1:], len(encoded) > 0 && slices.Equal(encoded, outside))
+	}
 	w.WriteHeader(response.Status)
 	if len(response.Body) > 0 {
 		_, _ = w.Write(response.Body) // The client may be gone; it can retry again.
 	}
 	return response.Status, nil
 }
+
+// tellsLength reports whether a body tells how long the response to a method is. An empty
+// one to HEAD does not: its handler may have left out what a GET would get.
+func tellsLength(method string, body []byte) bool { return method != http.MethodHead || len(body) > 0 }
 
 // setLength declares the length of a body, unless a writer outside will encode it. The
 // value is put into room.

@@ -23,6 +23,7 @@ type run struct {
 	root    context.Context // of the handler's, and of Complete's and Release's
 	running context.Context // the handler's, which ends with the claim
 	lose    context.CancelCauseFunc
+	detach  func() bool // ends what followClient began; nil if it did not
 	renewal renewal
 	ending  bounded // the context of Complete, or of Release
 	request http.Request
@@ -54,9 +55,12 @@ func (x *run) serve(w http.ResponseWriter, r *http.Request) Event {
 	}
 	x.rec.start(w, &x.h.config, &x.body)
 	x.running, x.lose = context.WithCancelCause(x.root)
-	defer x.lose(nil)
+	defer x.endContext()
 	running, stop := x.boundByRequest(r)
 	defer stop()
+	if x.h.terms.Trace == 0 && x.h.transactor == nil {
+		x.rec.run = x // At most once, and in a transaction, what was begun runs to its end.
+	}
 	x.startRenewal()
 	defer x.renewal.stop()
 	returned := false
@@ -70,6 +74,7 @@ func (x *run) serve(w http.ResponseWriter, r *http.Request) Event {
 		}
 	}()
 	x.serveNext(r, running)
+	x.rec.run = nil // What is sent from here on ends nothing.
 	if running.Err() == context.DeadlineExceeded {
 		// Middleware outside that set the deadline asks its own context next. That
 		// timer is due now too, but may fire a moment later: wait for it.
@@ -105,6 +110,31 @@ func (x *run) boundByRequest(r *http.Request) (ctx context.Context, stop func())
 	}
 }
 
+// followClient ends the handler's context with the client from now on, as without the
+// middleware: part of a response was sent that no retry will get. The client may have
+// left before.
+func (x *run) followClient() {
+	if x == nil || x.detach != nil {
+		return
+	}
+	client := x.values
+	x.detach = context.AfterFunc(client, func() {
+		// At the request's deadline the handler's context ends by itself, as one that
+		// ran out of time.
+		if client.Err() != context.DeadlineExceeded {
+			x.lose(context.Cause(client))
+		}
+	})
+}
+
+// endContext ends the handler's context, if nothing else has.
+func (x *run) endContext() {
+	if x.detach != nil {
+		x.detach()
+	}
+	x.lose(nil)
+}
+
 // serveNext runs the handler with a context, a header and a body of its own. Under a
 // claim the header asks for no encoding.
 func (x *run) serveNext(r *http.Request, ctx context.Context) {
@@ -137,7 +167,7 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 	err := x.complete(response)
 	x.renewal.stop() // Now: to send may take as long as the client reads.
 	if err == nil {
-		x.rec.send()
+		x.rec.send(r.Method)
 		return Event{Outcome: Stored, Status: x.rec.status}
 	}
 	if x.h.transactor != nil {
@@ -147,7 +177,7 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 		}
 		return x.answerInstead(w, r, Failed, err)
 	}
-	x.rec.send()
+	x.rec.send(r.Method)
 	return x.warn(r, Event{Outcome: NotStored, Reason: ReasonStoreFailed, Status: x.rec.status, Err: err})
 }
 
@@ -168,6 +198,7 @@ func (x *run) answerInstead(w http.ResponseWriter, r *http.Request, outcome Outc
 	header := w.Header()
 	clear(header)
 	maps.Copy(header, x.rec.before)
+	x.rec.buffer = nil // Nobody gets it.
 	return x.refuse(w, r, outcome, err)
 }
 

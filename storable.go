@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"encoding/json"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -29,6 +30,8 @@ func (rec *recorder) judgeHeader(status int, header http.Header) Reason {
 		return ReasonServerError // A handler that fails asks for what it wrote to be undone.
 	case !rec.cfg.everyType && contentType != "" && !rec.cfg.storesType(contentType):
 		return ReasonContentType
+	case rec.length > int64(rec.cfg.bufferLimit) && rec.length != noLength:
+		return ReasonTooLarge
 	case rec.cfg.storeIf != nil && !rec.cfg.storeIf(status, header):
 		return ReasonStoreIf
 	}
@@ -122,8 +125,11 @@ func hasLateTrailers(h http.Header) bool {
 	return false
 }
 
-// declaredLength returns the Content-Length, -1 if there is none, or a length that
-// no body meets if it is malformed.
+// noLength is a length that no body meets.
+const noLength = math.MaxInt64
+
+// declaredLength returns the Content-Length, -1 if there is none, or noLength if it is
+// malformed.
 func declaredLength(h http.Header) int64 {
 	declared := h["Content-Length"]
 	if len(declared) == 0 {
@@ -131,7 +137,7 @@ func declaredLength(h http.Header) int64 {
 	}
 	n, err := strconv.ParseInt(declared[0], 10, 64)
 	if err != nil || n < 0 {
-		return 1<<63 - 1
+		return noLength
 	}
 	return n
 }
