@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"slices"
 	"time"
+
+	"github.com/idempotency-go/idempotency/internal/gate"
 )
 
 // New returns middleware that serves the requests with a key and keeps their
@@ -26,12 +28,12 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 	}
 	transactor := transactorOf(backend)
 	c := newConfig(opts, transactor != nil)
-	warnings, waits := new(warnings), new(waits)
+	shared := shared{new(warnings), new(waits), gate.New(renewalsAtOnce)}
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, waits: waits, next: next}
+		return &handler{config: c, backend: backend, transactor: transactor, shared: shared, next: next}
 	}
 }
 
@@ -61,9 +63,15 @@ type handler struct {
 	config
 	backend    Backend
 	transactor Transactor // the backend; nil if it is none
-	warnings   *warnings
-	waits      *waits
-	next       http.Handler
+	shared
+	next http.Handler
+}
+
+// shared is what the handlers of one New share.
+type shared struct {
+	warnings *warnings
+	waits    *waits
+	renewing gate.Gate
 }
 
 // exchange is a request with a key, on its way through the middleware. It is also

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +39,8 @@ type Redis struct {
 	prefix  string
 	allowed atomic.Bool // the commands it needs, all of them
 
-	renewalsOnce sync.Once
-	renewing     *redisRenewals // nil until a claim is renewed
+	renewals      sync.Once
+	renewalClient redis.UniversalClient // nil until a claim is renewed
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -62,10 +63,10 @@ func WithPrefix(p string) RedisOption {
 // Renewals do not queue behind what else the client sends, if it is a
 // *redis.Client or a *redis.ClusterClient: they have connections of their own, with
 // the client's options, but without its hooks, its limiter and its cache. These are
-// made when a claim is first renewed: as many as there are renewals at once, which
-// are up to 64 or PoolSize, the larger, and more while some of them hang. They are
-// closed when the backend is no longer used. Any other client renews by itself: give
-// it a pool that has room for that, and ContextTimeoutEnabled.
+// made when a claim is first renewed: as many as renewals are under way at once, up to
+// 64 for each [New], and more while some of them hang. They are closed when the backend
+// is no longer used. Any other client renews by itself: give it a pool that has room for
+// that, and ContextTimeoutEnabled.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
@@ -183,13 +184,8 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	if err := terms.check(); err != nil {
 		return err
 	}
-	renewals := b.renewals(terms.Lease)
-	leave, err := renewals.gate.Enter(ctx, terms.Lease/tries)
-	if err != nil {
-		return fmt.Errorf("idempotency: redis: too many renewals at once: %w", err)
-	}
-	defer leave()
-	return b.update(ctx, renewals.client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
+	return b.update(ctx, b.forRenewals(terms.Lease), renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 }
 
 // Complete implements [Backend].

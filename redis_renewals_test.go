@@ -95,19 +95,18 @@ func TestRedisRenewalsAfterManyRefusals(t *testing.T) {
 	require.NoError(t, renew(t.Context()))
 }
 
-// Renewals that hang keep no other out, however many they are.
+// Renewals that hang keep no other out, as many as one instance lets hang at once.
 func TestRedisRenewalsThatHang(t *testing.T) {
-	dialer := &switchedDialer{}
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial})
+	dialer, server := &switchedDialer{}, miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial, ReadTimeout: time.Hour})
 	defer client.Close()
-	renew := renewed(t, idempotency.NewRedis(client), time.Second)
+	renew := renewed(t, idempotency.NewRedis(client), time.Hour)
 	dialer.silent.Store(true)
-	ctx, give := context.WithCancel(t.Context())
 	var hung sync.WaitGroup
-	const n = 200
+	const n = 64 * 14
 	for range n {
 		hung.Go(func() {
-			if err := renew(ctx); err == nil {
+			if err := renew(t.Context()); err == nil {
 				t.Error("a renewal succeeded on a silent connection")
 			}
 		})
@@ -115,8 +114,29 @@ func TestRedisRenewalsThatHang(t *testing.T) {
 	require.Eventually(t, func() bool { return dialer.open.Load() > n }, time.Minute, time.Millisecond)
 	dialer.silent.Store(false)
 	require.NoError(t, renew(t.Context()))
-	give()
+	server.Close() // That ends what hangs.
 	hung.Wait()
+}
+
+// A backend that nobody else refers to keeps its connections while it renews.
+func TestRedisRenewalOfAForgottenBackend(t *testing.T) {
+	dialer, server := &switchedDialer{}, miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	require.NoError(t, client.Ping(t.Context()).Err())
+	dialer.silent.Store(true)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = idempotency.NewRedis(client).Renew(t.Context(), keyOf("k"), claimOf("mine"), lease(time.Hour), nil)
+	}()
+	require.Eventually(t, func() bool { return dialer.open.Load() == 2 }, time.Minute, time.Millisecond)
+	for range 10 {
+		runtime.GC()
+	}
+	require.EqualValues(t, 2, dialer.open.Load())
+	server.Close() // That ends what hangs.
+	<-done
 }
 
 // A renewal ends with its context, also while it reads, which go-redis does not by default.

@@ -65,9 +65,9 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 	if err != nil {
 		return err
 	}
-	leave, err := b.gate.Enter(ctx, terms.Lease/40) // As long as the middleware waits to send another.
-	if err != nil {
-		return fmt.Errorf("idempotency: postgres: too many renewals at once: %w", err)
+	leave, ok := b.gate.Enter(ctx.Done(), terms.Lease/40) // As long as the middleware waits to send another.
+	if !ok {
+		return fmt.Errorf("idempotency: postgres: too many renewals at once: %w", context.Cause(ctx))
 	}
 	defer leave()
 	return b.put(ctx, pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)

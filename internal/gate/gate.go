@@ -3,7 +3,6 @@
 package gate
 
 import (
-	"context"
 	"sync"
 	"time"
 )
@@ -15,18 +14,21 @@ type Gate struct{ places chan struct{} }
 func New(n int) Gate { return Gate{make(chan struct{}, n)} }
 
 // Enter waits for a place, and takes it until leave is called, or for patience: a call
-// that takes longer goes on without one. It returns the cause of ctx if that ends first.
-// leave may be called once.
-func (g Gate) Enter(ctx context.Context, patience time.Duration) (leave func(), err error) {
+// that takes longer goes on without one. It returns false if it waits and given is closed.
+func (g Gate) Enter(given <-chan struct{}, patience time.Duration) (leave func(), ok bool) {
 	select {
 	case g.places <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	default:
+		select {
+		case g.places <- struct{}{}:
+		case <-given:
+			return nil, false
+		}
 	}
 	free := sync.OnceFunc(func() { <-g.places })
 	timer := time.AfterFunc(patience, free)
 	return func() {
 		timer.Stop()
 		free()
-	}, nil
+	}, true
 }
