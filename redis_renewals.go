@@ -48,6 +48,9 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 func setForRenewals(o *redis.Options, lease time.Duration) {
 	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = renewalConns, 0, 0, 0
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
+	// What has gone silent unseen is used once: of many that an outage has left, few tries
+	// would find out that they all have.
+	o.ConnMaxIdleTime = lease / 10
 	o.DialTimeout = min(o.DialTimeout, max(tryTime(lease), leastDial))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)

@@ -108,8 +108,8 @@ const (
 	maxRenewalConns = 16 * renewalsAtOnce
 	// leastConnect is how long a connection is being made with a short lease.
 	leastConnect = time.Second
-	// renewalIdle is how long such a connection is kept that is not used.
-	renewalIdle = time.Minute
+	// leastIdle is how long a connection is kept at least that is not used.
+	leastIdle = 100 * time.Millisecond
 )
 
 // renewalPool returns the connections that only renewals use. The lease of the first
@@ -122,7 +122,11 @@ func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 	}
 	config := b.pool.Config()
 	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
-	config.MaxConnIdleTime = min(config.MaxConnIdleTime, renewalIdle)
+	// A connection that has gone silent costs a try. Of those that an outage has left none
+	// is kept for long, and none is asked twice.
+	config.MaxConnIdleTime = max(lease/10, leastIdle)
+	config.HealthCheckPeriod = config.MaxConnIdleTime
+	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	connect := &config.ConnConfig.ConnectTimeout
 	if bound := max(lease/3, leastConnect); *connect == 0 || *connect > bound {
 		*connect = bound
