@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -31,10 +32,15 @@ var breakages = []breakage{
 	{"replay-changes", "b", modeAgain, "none", "a replay is not the bytes that were stored"},
 	{"no-fencing", "b", modeAgain, "pause", "Complete overwrites what is stored"},
 	{"release-anything", "c", modeAgain, "none", "Complete releases the key at once"},
+	{"renewal-gives-up", "c", modeAgain, "lease-refused", "a claim is no longer renewed once that has failed"},
+	{"renewed-seldom", "c", modeAgain, "lease-paused", "a claim is renewed every 0.9 of a lease"},
+	{"late-claim", "c", modeAgain, "lease-late", "a claim that was answered late is not renewed before its run"},
+	{"release-unfenced", "c", modeAgain, "cut", "Release frees the key whoever has claimed it"},
 	{"no-trace", "d", modeAtMostOnce, "kill", "a crash, a panic and a response that is not stored leave no trace"},
 	{"any-record", "e", modeAgain, "none", "every key has the same record"},
 	{"any-body", "e", modeAgain, "none", "the fingerprint is not compared"},
 	{"never-released", "f", modeAgain, "hang-up", "Release does nothing, and claims last for ever"},
+	{"release-overtakes", "f", modeAgain, "unstored", "Release does not wait for the renewal before it"},
 	{"never-interrupted", "f", modeAtMostOnce, "kill", "an interrupted key is told outstanding"},
 	{"goroutine-leak", "g", modeAgain, "none", "a goroutine for each run never ends"},
 	{"renewed-forever", "g", modeAgain, "none", "a claim is renewed after its end"},
@@ -87,6 +93,50 @@ type broken struct {
 	name   string
 	lease  time.Duration
 	client redis.UniversalClient
+	claims sync.Map // what is known of each claim, by its token
+}
+
+// brokenClaim is a claim that is renewed by a rule that is wrong.
+type brokenClaim struct {
+	mu     sync.Mutex
+	known  time.Time // when it was claimed or renewed
+	failed bool
+	begun  bool // It was renewed, or its first renewal was left out.
+}
+
+// skips reports whether a renewal is left out.
+func (b *broken) skips(claim idempotency.Claim) bool {
+	known, _ := b.claims.LoadOrStore(claim.Token, &brokenClaim{known: time.Now()})
+	c := known.(*brokenClaim)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := !c.begun
+	c.begun = true
+	since := time.Since(c.known)
+	switch b.name {
+	case "no-renewal":
+		return true
+	case "renewal-gives-up":
+		return c.failed
+	case "renewed-seldom":
+		if since < b.lease*9/10 {
+			return true
+		}
+		c.known = time.Now()
+	case "late-claim":
+		return first && since > b.lease/2
+	}
+	return false
+}
+
+// failed notes that a renewal failed.
+func (b *broken) failed(claim idempotency.Claim) {
+	if known, ok := b.claims.Load(claim.Token); ok {
+		c := known.(*brokenClaim)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.failed = true
+	}
 }
 
 // recordName is where the right backend keeps a key.
@@ -112,6 +162,7 @@ func (b *broken) alter(key *idempotency.Key, claim *idempotency.Claim, terms *id
 // Claim implements [idempotency.Backend].
 func (b *broken) Claim(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
 	b.alter(&key, &claim, &terms)
+	b.claims.Store(claim.Token, &brokenClaim{known: time.Now()})
 	switch b.name {
 	case "claim-always":
 		return idempotency.Record{}, true, b.forget(ctx, key)
@@ -158,10 +209,21 @@ func changeBody(stored []byte) ([]byte, error) {
 // Renew implements [idempotency.Backend].
 func (b *broken) Renew(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
 	b.alter(&key, &claim, &terms)
-	if b.name == "no-renewal" {
+	if b.skips(claim) {
 		return nil
 	}
-	return b.Backend.Renew(ctx, key, claim, terms, progress)
+	if b.name == "release-overtakes" {
+		go func() {
+			time.Sleep(30 * time.Millisecond)
+			_ = b.Backend.Renew(context.WithoutCancel(ctx), key, claim, terms, progress)
+		}()
+		return nil
+	}
+	err := b.Backend.Renew(ctx, key, claim, terms, progress)
+	if err != nil {
+		b.failed(claim)
+	}
+	return err
 }
 
 // Complete implements [idempotency.Backend].
@@ -195,6 +257,8 @@ func (b *broken) Release(ctx context.Context, key idempotency.Key, claim idempot
 	switch b.name {
 	case "never-released":
 		return nil
+	case "release-unfenced":
+		return b.forget(ctx, key)
 	case "trace-of-nothing":
 		terms.Trace = trace // Only a crash is to leave one.
 	}

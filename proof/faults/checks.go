@@ -14,6 +14,7 @@ import (
 type verdict struct {
 	violations []violation
 	secondRuns map[cause]int
+	unexcused  int           // second runs that are violations
 	lost       map[cause]int // answers that were to be stored, were sent, and are not the stored one
 
 	interrupted      int // keys whose final answer was that their run was interrupted
@@ -52,6 +53,7 @@ func judge(h *history, faultless bool) *verdict {
 	checkOwnAnswers(h, v)
 	checkFinalAnswers(h, v)
 	checkDeadOwners(h, v)
+	checkHeld(h, v)
 	checkLeftovers(h, v)
 	checkRefusals(h, v)
 	return v
@@ -156,6 +158,8 @@ func checkSecondRuns(h *history, v *verdict) {
 			}
 			if allowed {
 				v.secondRuns[last]++
+			} else {
+				v.unexcused++
 			}
 		}
 	}
@@ -176,9 +180,13 @@ func checkOwnAnswers(h *history, v *verdict) {
 // its final answer once all faults have ended.
 const settling = 4 * time.Second
 
+// silence is how much longer calls of a client as it comes may hang or fail: its
+// connections may have fallen silent, and it finds out only by its time-outs.
+const silence = 10 * time.Second
+
 // deadline is when every key must have its final answer.
 func (h *history) deadline() int64 {
-	return h.healed + int64(h.lease*(1+longestRun)+settling)
+	return h.healed + int64(h.lease*time.Duration(1+h.longest)+settling+h.silence)
 }
 
 // checkFinalAnswers is check (f): once the faults have ended, nothing is stuck.
@@ -231,6 +239,18 @@ func checkDeadOwners(h *history, v *verdict) {
 	}
 }
 
+// checkHeld is check (f) too: nobody is told to wait for a run that has ended and
+// released its claim.
+func checkHeld(h *history, v *verdict) {
+	for p, all := range h.attemptsByPayment() {
+		for _, a := range all {
+			if a.problem == idempotency.ErrOutstanding && !h.mayBeOutstanding(a, all) {
+				v.fail("f", "%s was told outstanding, and nobody had its key", p)
+			}
+		}
+	}
+}
+
 // What a quiet server may have more than when it began: connections of the
 // client's pool and of HTTP, and the pools' memory.
 const (
@@ -260,11 +280,7 @@ func checkLeftovers(h *history, v *verdict) {
 // the one of an interrupted key does not. A key is told interrupted only where a
 // run of it ended without its answer, and never after that answer.
 func checkRefusals(h *history, v *verdict) {
-	of := make(map[payment][]*attempt)
-	for i := range h.attempts {
-		of[h.attempts[i].payment] = append(of[h.attempts[i].payment], &h.attempts[i])
-	}
-	for p, all := range of {
+	for p, all := range h.attemptsByPayment() {
 		for _, a := range all {
 			if a.problem == idempotency.ErrOutstanding && !a.retryAfter {
 				v.fail("h", "%s was told outstanding without a Retry-After", p)

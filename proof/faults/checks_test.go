@@ -18,7 +18,7 @@ var pay1 = payment{"alice", "order-1"}
 // newRun returns a run that stored its answer.
 func newRun(id string, start int64) *run {
 	return &run{payment: pay1, id: id, process: "s" + id, arrived: start, start: start, end: start + second/2,
-		event: start + second*6/10, fate: fateStored, outcome: "stored"}
+		event: start + second*6/10, attempt: "attempt " + id, fate: fateStored, outcome: "stored"}
 }
 
 // newAnswer returns an answer of a run.
@@ -38,6 +38,13 @@ func newHistory(runs ...*run) *history {
 func died(h *history, r *run) {
 	r.end, r.event, r.fate, r.outcome = 0, 0, "", ""
 	h.deaths[r.process] = r.start + second/10
+}
+
+// befalls has a run last until 4 s and a fault befall it, from and to a hundredth of
+// a second.
+func befalls(h *history, kind faultKind, process string, from, to int64) {
+	h.runs[pay1][0].end, h.runs[pay1][0].event = 4*second, 4*second
+	h.windows = append(h.windows, window{kind: kind, process: process, from: from * second / 100, to: to * second / 100})
 }
 
 // told adds a refusal of a key, with at-most-once.
@@ -116,6 +123,43 @@ func TestChecks(t *testing.T) {
 			h.runs[pay1][0].end, h.runs[pay1][0].event = 4*second, 4*second
 			h.windows = append(h.windows, window(faultPause, "s7", 0, 3, false))
 		}, true, "c"},
+		{"(c) its owner paused for less than 0.9 of a lease", func(h *history) { befalls(h, faultPause, "s1", 100, 190) }, true, "c"},
+		{"(c) its owner paused for more than 0.9 of a lease", func(h *history) { befalls(h, faultPause, "s1", 100, 191) }, true, ""},
+		{"(c) its owner paused before its claim", func(h *history) { befalls(h, faultPause, "s1", -100, 90) }, true, "c"},
+		{"(c) its owner paused when the other ran", func(h *history) { befalls(h, faultPause, "s1", 211, 400) }, true, "c"},
+		{"(c) its owner paused twice", func(h *history) {
+			befalls(h, faultPause, "s1", 100, 150)
+			befalls(h, faultPause, "s1", 155, 205)
+		}, true, "c"},
+		{"(c) its owner paused twice, with no time to renew", func(h *history) {
+			befalls(h, faultPause, "s1", 100, 150)
+			befalls(h, faultCut, "", 154, 205)
+		}, true, ""},
+		{"(c) its owner paused, and stalled until it was awake", func(h *history) {
+			befalls(h, faultPause, "s1", 100, 185)
+			h.stalls = append(h.stalls, window(faultStall, "s1", 1, 2, false))
+		}, true, ""},
+		{"(c) its owner was cut off", func(h *history) { befalls(h, faultSilent, "s1", 100, 191) }, true, ""},
+		{"(c) its owner was cut off for less than 0.9 of a lease", func(h *history) { befalls(h, faultSilent, "s1", 100, 190) }, true, "c"},
+		{"(c) another was cut off", func(h *history) { befalls(h, faultSilent, "s2", 100, 300) }, true, "c"},
+		{"(c) its claim was answered late", func(h *history) {
+			befalls(h, faultAnswers, "s1", 0, 150)
+			h.runs[pay1][0].start = second * 15 / 10
+		}, true, "c"},
+		{"(c) Redis was full", func(h *history) { befalls(h, faultFull, "", 0, 300) }, true, "c"},
+		{"(c) Redis was full when it was to store", func(h *history) {
+			h.runs[pay1][0].outcome, h.runs[pay1][0].err = "not_stored", errorFull
+			h.windows = append(h.windows, window(faultFull, "", 0, 2, false))
+		}, true, ""},
+		{"(c) Redis was full when it was to store, and its claim was not left to run out", func(h *history) {
+			h.runs[pay1][0].outcome, h.runs[pay1][0].err = "not_stored", errorFull
+			h.runs[pay1][1].arrived, h.runs[pay1][1].start = second*9/10, second*9/10
+			h.windows = append(h.windows, window(faultFull, "", 0, 2, false))
+		}, true, "c"},
+		{"(c) Redis was full before it was to store", func(h *history) {
+			h.runs[pay1][0].outcome, h.runs[pay1][0].err = "not_stored", errorFull
+			h.windows = append(h.windows, window(faultFull, "", -2, 0, false))
+		}, true, "c"},
 		{"(c) Redis was gone after it had stored", func(h *history) {
 			h.windows = append(h.windows, window(faultCut, "", 1, 2, false))
 		}, true, "c"},
@@ -181,6 +225,29 @@ func TestChecks(t *testing.T) {
 			died(h, h.runs[pay1][0])
 			h.windows = append(h.windows, window(faultRedisKill, "", 1, 2, true))
 		}, false, ""},
+		{"(f) told outstanding while it ran", func(h *history) {
+			told(h, idempotency.ErrOutstanding, second/2)
+			h.mode = modeAgain
+		}, false, ""},
+		{"(f) told outstanding after it had ended", func(h *history) {
+			told(h, idempotency.ErrOutstanding, second)
+			h.mode, h.runs[pay1][0].fate, h.runs[pay1][0].outcome = modeAgain, fatePanic, "panicked"
+		}, false, "f"},
+		{"(f) told outstanding after it had ended, calls had come unevenly", func(h *history) {
+			told(h, idempotency.ErrOutstanding, second)
+			h.mode, h.runs[pay1][0].fate, h.runs[pay1][0].outcome = modeAgain, fatePanic, "panicked"
+			h.windows = append(h.windows, window(faultUneven, "", 0, 1, false))
+		}, false, "f"},
+		{"(f) told outstanding after it had ended, another may have claimed", func(h *history) {
+			told(h, idempotency.ErrOutstanding, second)
+			h.mode, h.runs[pay1][0].fate, h.runs[pay1][0].outcome = modeAgain, fatePanic, "panicked"
+			h.attempts = append(h.attempts, attempt{payment: pay1, sent: second / 2, done: second})
+		}, false, ""},
+		{"(f) told outstanding after it had ended, a renewal may have come late", func(h *history) {
+			told(h, idempotency.ErrOutstanding, second)
+			h.mode, h.runs[pay1][0].fate, h.runs[pay1][0].outcome = modeAgain, fatePanic, "panicked"
+			h.windows = append(h.windows, window(faultAnswers, "s1", 0, 1, false))
+		}, false, ""},
 		{"(h) told outstanding without Retry-After", func(h *history) {
 			told(h, idempotency.ErrOutstanding, second/2)
 			h.attempts[0].retryAfter = false
@@ -242,6 +309,11 @@ func TestChecks(t *testing.T) {
 			h.attempts = append(h.attempts, attempt{payment: pay1, sent: second, done: 2 * second})
 			h.windows = append(h.windows, window(faultCut, "", 1, 2, false))
 		}, false, ""},
+		{"(h) told interrupted while it ran, after its client had left", func(h *history) {
+			told(h, idempotency.ErrInterrupted, 3*second)
+			befalls(h, faultRefused, "s1", 0, 90)
+			h.attempts = append(h.attempts, attempt{payment: pay1, token: "attempt 1", done: second})
+		}, false, "h"},
 		{"(h) told interrupted, no run, a claim without a reply, no fault", func(h *history) {
 			told(h, idempotency.ErrInterrupted, 3*second)
 			h.runs[pay1][0].arrived, h.runs[pay1][0].start = 4*second, 4*second
@@ -290,6 +362,6 @@ func TestCausesAreCounted(t *testing.T) {
 	died(h, h.runs[pay1][1])
 	v := judge(h, false)
 	require.Empty(t, v.violations)
-	require.Equal(t, map[cause]int{causeUnreachable: 1, causeDied: 1}, v.secondRuns)
-	require.Equal(t, map[cause]int{causeUnreachable: 1}, v.lost)
+	require.Equal(t, map[cause]int{causeUnstored: 1, causeDied: 1}, v.secondRuns)
+	require.Equal(t, map[cause]int{causeUnstored: 1}, v.lost)
 }

@@ -24,15 +24,17 @@ type crowd struct {
 	scenario scenario
 	addrs    []string
 	http     *http.Client
-	next     atomic.Int64 // the number of the next payment
-	requests atomic.Int64 // that have been answered, or not, so far
+	next     atomic.Int64  // the number of the next payment
+	requests atomic.Int64  // that have been answered, or not, so far
+	patience time.Duration // how long a client waits for an answer
 
 	mu       sync.Mutex
 	attempts []attempt
 	goals    []*goal
 }
 
-// patience is how long a client waits for an answer.
+// patience is how long a client waits for an answer of a handler that does not take
+// longer.
 const patience = 2 * time.Second
 
 // order is a request that a client sends again and again.
@@ -65,6 +67,9 @@ func (c *crowd) work(ctx context.Context, more func() bool) {
 		copies := 1
 		if rng.Float64() < 0.1 {
 			copies = 2 + rng.IntN(4) // The same request at once, by several.
+		}
+		if c.scenario.longLived() {
+			copies = 4 // Some look at servers that a fault has befallen.
 		}
 		var wg sync.WaitGroup
 		for i := range copies {
@@ -121,6 +126,9 @@ func (c *crowd) pursue(ctx context.Context, o order, g *goal, choices string) {
 			return
 		}
 		pause := 20 + rng.IntN(60)
+		if c.scenario.longLived() {
+			pause += 40
+		}
 		if a.status == http.StatusServiceUnavailable {
 			pause += 50
 		}
@@ -151,7 +159,7 @@ func (c *crowd) judge(g *goal, a attempt) (final bool) {
 // send sends a request once, to one of the servers, and notes what came of it.
 func (c *crowd) send(ctx context.Context, o order, token string, rng *rand.Rand) attempt {
 	addr := c.addrs[rng.IntN(len(c.addrs))]
-	limit, hangUp := patience, rng.Float64() < o.hangUps
+	limit, hangUp := c.patience, rng.Float64() < o.hangUps
 	if hangUp {
 		limit = time.Duration(1+rng.IntN(25)) * time.Millisecond
 	}

@@ -14,7 +14,8 @@ import (
 // fleet is the server processes. It is safe for concurrent use, except that the
 // faults of one server take turns.
 type fleet struct {
-	config serverConfig // of each, but for its name, address and ledger
+	config serverConfig // of each, but for its name, address, ledger and way to Redis
+	store  store
 	dir    string
 	client *http.Client
 	log    *os.File
@@ -34,13 +35,13 @@ type member struct {
 	turn     sync.Mutex // held by a fault that befalls it
 }
 
-// startFleet starts n servers.
-func startFleet(dir string, n int, config serverConfig, client *http.Client) (*fleet, error) {
+// startFleet starts n servers of a store.
+func startFleet(dir string, n int, config serverConfig, s store, client *http.Client) (*fleet, error) {
 	log, err := os.Create(filepath.Join(dir, "servers.log"))
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{config: config, dir: dir, client: client, log: log, deaths: make(map[string]int64)}
+	f := &fleet{config: config, store: s, dir: dir, client: client, log: log, deaths: make(map[string]int64)}
 	for range n {
 		port, err := freePort()
 		if err == nil {
@@ -61,7 +62,7 @@ func (f *fleet) start(i int) error {
 	m.starts++
 	config := f.config
 	config.Name = fmt.Sprintf("s%d.%d", i, m.starts)
-	config.Addr = m.addr
+	config.Addr, config.Redis = m.addr, f.store.target(i)
 	config.Ledger = filepath.Join(f.dir, config.Name+".ledger")
 	text, err := json.Marshal(config)
 	if err != nil {
@@ -102,6 +103,13 @@ func (f *fleet) kill(i int) (w window, heal func() error) {
 		defer m.turn.Unlock()
 		return f.start(i)
 	}
+}
+
+// name returns the name of a server's process.
+func (f *fleet) name(i int) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.servers[i].name
 }
 
 // pause stops a server's process; to heal, it lets it go on.

@@ -15,9 +15,12 @@ import (
 type history struct {
 	mode     string
 	lease    time.Duration
+	longest  int           // how many leases the slowest handler takes
+	silence  time.Duration // how long after a fault connections may still be silent
 	attempts []attempt
 	runs     map[payment][]*run // of each payment, in the order of their begin
 	windows  []window           // the faults
+	stalls   []window           // when the machine was too busy
 	deaths   map[string]int64   // when each killed server process was killed
 	healed   int64              // when the last fault had ended
 	goals    []goal             // what each client wanted, and when it had it
@@ -73,7 +76,7 @@ type run struct {
 // window is a fault.
 type window struct {
 	kind     faultKind
-	process  string // the server process that it befell; "" is Redis
+	process  string // the server process that it befell; "" is Redis, and so all of them
 	from, to int64
 	lost     bool // Redis may have lost data
 }
@@ -126,24 +129,86 @@ func (h *history) runByID() map[string]*run {
 	return all
 }
 
+// attemptsByPayment returns all attempts by what they were for.
+func (h *history) attemptsByPayment() map[payment][]*attempt {
+	of := make(map[payment][]*attempt)
+	for i := range h.attempts {
+		of[h.attempts[i].payment] = append(of[h.attempts[i].payment], &h.attempts[i])
+	}
+	return of
+}
+
 // dataLost reports whether Redis may have lost data within a time.
 func (h *history) dataLost(from, to int64) bool {
 	return slices.ContainsFunc(h.windows, func(w window) bool { return w.lost && w.overlaps(from, to) })
 }
 
-// impaired reports whether a fault that keeps the servers from Redis overlaps a
-// time. A Redis that is slow within the client's time-outs does not, nor do slots
-// that migrate: they must not cost a claim.
-func (h *history) impaired(from, to int64) bool {
+// standsStill reports whether a fault stops a process.
+func standsStill(kind faultKind) bool { return kind == faultPause || kind == faultStall }
+
+// cutsOff reports whether a fault keeps claims from being renewed. A Redis that is
+// slow within a tenth of the lease, or full, does not, nor do slots that migrate.
+func cutsOff(kind faultKind) bool {
+	switch kind {
+	case faultKill, faultSlow, faultUneven, faultFull, faultEvict, faultMoveSlots:
+		return false
+	}
+	return true
+}
+
+// impaired reports whether a process was kept from Redis at some time.
+func (h *history) impaired(process string, from, to int64) bool {
+	return h.outage(process, from, to, cutsOff) > 0
+}
+
+// wasFull reports whether Redis was full at some time.
+func (h *history) wasFull(from, to int64) bool {
 	return slices.ContainsFunc(h.windows, func(w window) bool {
-		return w.process == "" && w.kind != faultSlow && w.kind != faultMoveSlots && w.overlaps(from, to)
+		return (w.kind == faultFull || w.kind == faultEvict) && w.overlaps(from, to)
 	})
 }
 
-// paused reports whether a process stood still, within a time, for so long that
-// its claim may have run out.
-func (h *history) paused(process string, from, to int64) bool {
-	return slices.ContainsFunc(h.windows, func(w window) bool {
-		return w.kind == faultPause && w.process == process && w.overlaps(from, to) && w.to-w.from >= int64(h.lease)*2/3
-	})
+// outage returns how long faults of some kinds befell a process without a break,
+// within a time, at most. What lies between two faults is a break if it is long
+// enough to renew a claim: a twentieth of a lease.
+func (h *history) outage(process string, from, to int64, counts func(faultKind) bool) int64 {
+	var befell []window
+	for _, of := range [][]window{h.windows, h.stalls} {
+		for _, w := range of {
+			if counts(w.kind) && (w.process == "" || w.process == process) && w.overlaps(from, to) {
+				befell = append(befell, w)
+			}
+		}
+	}
+	slices.SortFunc(befell, func(a, b window) int { return cmp.Compare(a.from, b.from) })
+	var longest, begin, end int64
+	for i, w := range befell {
+		if i == 0 || w.from-end >= int64(h.lease)/20 {
+			begin, end = max(w.from, from), 0
+		}
+		end = max(end, min(w.to, to))
+		longest = max(longest, end-begin)
+	}
+	return longest
+}
+
+// leaseLost returns why a run may have lost its claim by a time: for nearly a lease
+// it could not be renewed.
+func (h *history) leaseLost(r *run, until int64) (cause, bool) {
+	most := int64(holds * float64(h.lease))
+	if r.event != 0 {
+		until = min(until, r.event) // What is not stored by then is left to run out.
+	}
+	// A process may stand still between its claim and its run, too.
+	if h.outage(r.process, r.arrived, until, standsStill) > most {
+		if h.outage(r.process, r.arrived, until, func(kind faultKind) bool { return kind == faultPause }) == 0 {
+			return causeStalled, true
+		}
+		return causePaused, true
+	}
+	// But no run begins with a claim that was not renewed for more than half a lease,
+	// unless its process stands still then.
+	still := h.outage(r.process, r.arrived, r.start, standsStill)
+	known := max(r.arrived, r.start-int64(h.lease)/2-still)
+	return causeUnreachable, h.outage(r.process, known, until, cutsOff) > most
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -13,6 +16,7 @@ type injector struct {
 	store store
 	turns bool       // whether the faults of the store take turns
 	turn  sync.Mutex // held by such a fault
+	lanes int        // how many servers have one fault at a time, each; 0 where each kind has
 
 	mu      sync.Mutex
 	windows []window
@@ -25,10 +29,10 @@ func (in *injector) run(ctx context.Context, plans map[faultKind][]planned) erro
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	begin := time.Now()
-	for _, plan := range plans {
+	for _, plan := range sequences(plans, in.lanes) {
 		wg.Go(func() {
 			for _, f := range plan {
-				if !rest(ctx, time.Until(begin.Add(f.at))) {
+				if !rest(ctx, max(f.gap, time.Until(begin.Add(f.at)))) {
 					return
 				}
 				if err := in.one(ctx, f); err != nil {
@@ -43,6 +47,24 @@ func (in *injector) run(ctx context.Context, plans map[faultKind][]planned) erro
 		return err
 	}
 	return nil
+}
+
+// sequences returns the faults that come one after the other: of each kind, or of
+// each of a number of servers.
+func sequences(plans map[faultKind][]planned, servers int) [][]planned {
+	if servers == 0 {
+		return slices.Collect(maps.Values(plans))
+	}
+	all := make([][]planned, servers)
+	for _, plan := range plans {
+		for _, f := range plan {
+			all[f.server] = append(all[f.server], f)
+		}
+	}
+	for _, plan := range all {
+		slices.SortFunc(plan, func(a, b planned) int { return cmp.Compare(a.at, b.at) })
+	}
+	return all
 }
 
 // one injects a fault, lets it last, and heals it.
@@ -83,6 +105,10 @@ func (in *injector) begin(f planned) (w window, heal func() (bool, error), err e
 		in.turn.Lock()
 	}
 	w = window{kind: f.kind, from: time.Now().UnixNano()}
+	switch f.kind {
+	case faultRefused, faultSilent, faultAnswers, faultSwitch:
+		w.process = in.fleet.name(f.server)
+	}
 	undo, err := in.store.inject(f)
 	return w, func() (lost bool, err error) {
 		if in.turns {

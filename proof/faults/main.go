@@ -5,6 +5,7 @@
 // what the servers' ledgers say is what the library promises.
 //
 //	go run . -seed 1 -for 30s -scenario all
+//	go run . -seed 1 -scenario lease -for 215s
 //	go run . -short
 //	go run . selftest
 //	go run . wait
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -91,15 +93,13 @@ func execute(ctx context.Context, args []string, stdout io.Writer) error {
 		return writeTables(stdout, o.markdown, t)
 	}
 	var results []*result
-	for _, s := range o.scenarios {
+	for _, together := range sideBySide(o.scenarios) {
 		for _, mode := range o.modes {
-			fmt.Fprintf(stdout, "%s, %s: seed %d, %v\n", s.name, mode, o.seed, o.duration)
-			r, err := runScenario(ctx, s, mode, o.settings)
+			of, err := runTogether(ctx, together, mode, o.settings, stdout)
 			if err != nil {
 				return err
 			}
-			results = append(results, r)
-			printViolations(stdout, r)
+			results = append(results, of...)
 		}
 	}
 	var waits []*table
@@ -113,6 +113,40 @@ func execute(ctx context.Context, args []string, stdout io.Writer) error {
 	return report(stdout, o.markdown, results, waits...)
 }
 
+// mostTogether is how many scenarios of a family run at once.
+const mostTogether = 3
+
+// sideBySide parts scenarios into those that run at once. Claims that must hold need a
+// machine that is not busy; their scenarios need little of it.
+func sideBySide(all []scenario) (parts [][]scenario) {
+	for _, s := range all {
+		if last := len(parts) - 1; s.family != "" && last >= 0 && parts[last][0].family == s.family && len(parts[last]) < mostTogether {
+			parts[last] = append(parts[last], s)
+			continue
+		}
+		parts = append(parts, []scenario{s})
+	}
+	return parts
+}
+
+// runTogether runs scenarios in a mode, all at once.
+func runTogether(ctx context.Context, together []scenario, mode string, set settings, stdout io.Writer) ([]*result, error) {
+	results, errs := make([]*result, len(together)), make([]error, len(together))
+	var wg sync.WaitGroup
+	for i, s := range together {
+		fmt.Fprintf(stdout, "%s, %s: seed %d, %v\n", s.name, mode, set.seed, set.duration)
+		wg.Go(func() { results[i], errs[i] = runScenario(ctx, s, mode, set) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	for _, r := range results {
+		printViolations(stdout, r)
+	}
+	return results, nil
+}
+
 // parse reads the command line.
 func parse(args []string, stdout io.Writer) (*options, error) {
 	o := &options{}
@@ -123,7 +157,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	flags.SetOutput(io.Discard) // The flag package would print the usage with each error.
 	flags.Uint64Var(&o.seed, "seed", 1, "`number` that the schedule of faults and the clients' and handlers' choices follow from")
 	flags.DurationVar(&o.duration, "for", 30*time.Second, "how `long` faults are injected, for each scenario and mode")
-	names := flags.String("scenario", allScenarios, "comma-separated `names` of scenarios, or all, which measures the waits too")
+	names := flags.String("scenario", allScenarios, "comma-separated `names` of scenarios, lease for all about claims that must hold, or all, which measures the waits too")
 	mode := flags.String("mode", "both", "`mode`: again (the default of the middleware), at-most-once, or both")
 	flags.DurationVar(&o.lease, "lease", time.Second, "`lease` of a claim")
 	flags.IntVar(&o.servers, "servers", 3, "`number` of server processes")

@@ -72,6 +72,9 @@ func (n *node) start(more ...string) error {
 	})
 }
 
+// ping returns nil if the process answers.
+func (n *node) ping(ctx context.Context) error { return n.client.Ping(ctx).Err() }
+
 // stop kills the process and lets go of what the harness has of it.
 func (n *node) stop() {
 	if n.process != nil {

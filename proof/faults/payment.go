@@ -42,7 +42,8 @@ type plan struct {
 }
 
 // longestRun is how many leases the slowest handler takes: it lives by renewals.
-const longestRun = 2
+// longLivedRun is that of scenarios with long runs.
+const longestRun, longLivedRun = 2, 5
 
 // planRun chooses by the seed what a run does: the same for the same request.
 func planRun(seed uint64, attempt string, lease time.Duration, unstored float64) plan {
@@ -108,6 +109,9 @@ func (s *server) pay(w http.ResponseWriter, r *http.Request) {
 		s.giveUp(err)
 	}
 	p := planRun(s.config.Seed, attempt, s.config.Lease, s.config.Unstored)
+	if s.config.Long {
+		p.takes = s.config.Lease/2 + time.Duration(seeded(s.config.Seed, "long run "+attempt).Int64N(int64((longLivedRun-1)*s.config.Lease)))
+	}
 	// The harshest handler goes on even where its context has ended.
 	time.Sleep(p.takes)
 	end := record{Kind: recordEnd, Run: v.run, Time: time.Now().UnixNano(), Fate: p.fate, Status: p.status, Lost: r.Context().Err() != nil}

@@ -10,7 +10,10 @@ import (
 )
 
 // proxy is a Toxiproxy proxy in this process, between the servers and Redis.
-type proxy struct{ *toxiproxy.Proxy }
+type proxy struct {
+	*toxiproxy.Proxy
+	listen string // Toxiproxy's own writes to Listen when it starts again.
+}
 
 // startProxy starts a proxy on a free port.
 func startProxy(upstream string) (*proxy, error) {
@@ -19,7 +22,7 @@ func startProxy(upstream string) (*proxy, error) {
 		return nil, err
 	}
 	api := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &proxy{toxiproxy.NewProxy(api, "redis", loopback(port), upstream)}
+	p := &proxy{toxiproxy.NewProxy(api, "redis", loopback(port), upstream), loopback(port)}
 	return p, p.Start()
 }
 
@@ -38,8 +41,10 @@ func toxics(f planned) []string {
 		return both
 	case faultReset:
 		return []string{`{"type":"reset_peer","stream":"downstream","attributes":{"timeout":0}}`}
+	case faultUneven:
+		return []string{`{"type":"latency","stream":"upstream","attributes":{"latency":45,"jitter":45}}`}
 	case faultSlow:
-		return latency(30 + 150*f.choice)
+		return latency(20 + 50*f.choice)
 	default: // faultLate
 		return latency(500 + 500*f.choice)
 	}

@@ -70,7 +70,7 @@ func startCluster(dir string) (_ *cluster, err error) {
 }
 
 // target implements [store].
-func (c *cluster) target() redisTarget {
+func (c *cluster) target(int) redisTarget {
 	return redisTarget{Kind: targetCluster, Addrs: addrsOf(c.nodes)}
 }
 

@@ -27,20 +27,22 @@ type settings struct {
 
 // result is a row of the table.
 type result struct {
-	scenario string
-	mode     string
-	requests int
-	keys     int
-	runs     int
-	faults   map[faultKind]int
-	felt     int // requests that failed, were refused, or met an outstanding or interrupted key
-	hangUps  int
-	maxGo    int           // goroutines of a quiet server beyond its first, at most
-	slowest  time.Duration // from the end of the faults to the last final answer
-	verdict  *verdict
-	noEffect bool // it had faults, and no request saw any of them
-	took     time.Duration
-	kept     string // where the ledgers are, if they are kept
+	scenario  string
+	mode      string
+	lease     time.Duration
+	requests  int
+	keys      int
+	runs      int
+	faults    map[faultKind]int
+	felt      int // requests that failed, were refused, or met an outstanding or interrupted key
+	hangUps   int
+	maxGo     int           // goroutines of a quiet server beyond its first, at most
+	slowest   time.Duration // from the end of the faults to the last final answer
+	verdict   *verdict
+	longLived []longFaults
+	noEffect  bool // it had faults, and no request saw any of them
+	took      time.Duration
+	kept      string // where the ledgers are, if they are kept
 }
 
 // failed reports whether the row is a defect.
@@ -69,8 +71,11 @@ func runScenario(ctx context.Context, s scenario, mode string, set settings) (*r
 	if err != nil {
 		return nil, fmt.Errorf("scenario %s, %s (files in %s): %w", s.name, mode, dir, err)
 	}
-	r := summarise(h, judge(h, len(s.faults) == 0 && s.hangUps == 0))
-	r.scenario, r.took = s.name, time.Since(began)
+	r := summarise(h, judge(h, len(s.faults) == 0 && s.hangUps == 0 && s.unstored == 0))
+	if s.longLived() {
+		r.longLived = h.longFaults()
+	}
+	r.scenario, r.lease, r.took = s.name, set.lease, time.Since(began)
 	r.noEffect = (len(s.faults) > 0 && (len(h.windows) == 0 || r.felt == 0)) || (s.hangUps > 0 && r.hangUps == 0)
 	if r.failed() || set.keep {
 		r.kept = dir
@@ -81,7 +86,7 @@ func runScenario(ctx context.Context, s scenario, mode string, set settings) (*r
 
 // makeHistory runs a scenario.
 func makeHistory(ctx context.Context, s scenario, mode string, set settings, dir string) (*history, error) {
-	backing, err := startStore(s.store, dir)
+	backing, err := startStore(s.store, dir, set.servers)
 	if err != nil {
 		return nil, err
 	}
@@ -89,19 +94,25 @@ func makeHistory(ctx context.Context, s scenario, mode string, set settings, dir
 	transport := &http.Transport{MaxIdleConnsPerHost: set.clients, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
-	servers, err := startFleet(dir, set.servers, serverConfig{Redis: backing.target(), Mode: mode, Lease: set.lease,
-		Seed: set.seed, Unstored: s.unstored, Break: set.broken}, client)
+	servers, err := startFleet(dir, set.servers, serverConfig{Mode: mode, Lease: set.lease,
+		Seed: set.seed, Unstored: s.unstored, Long: s.longLived() && !s.brief, Break: set.broken}, backing, client)
 	if err != nil {
 		return nil, err
 	}
 	defer servers.stop()
-	c := &crowd{seed: set.seed, scenario: s, http: client}
+	c := &crowd{seed: set.seed, scenario: s, http: client, patience: patience}
 	for _, m := range servers.servers {
 		c.addrs = append(c.addrs, m.addr)
 	}
 	in := &injector{fleet: servers, store: backing, turns: s.store == storeCluster}
-
-	h := &history{mode: mode, lease: set.lease}
+	h := &history{mode: mode, lease: set.lease, longest: longestRun}
+	if s.longLived() {
+		in.lanes, h.longest, h.silence = set.servers, longLivedRun, silence
+		set.clients = (set.clients + 3) / 4 // Each has duplicates, which look all the time.
+		c.patience = max(patience, (longLivedRun+2)*set.lease)
+	}
+	watched := h.watch(ctx, backing)
+	defer watched()
 	if err := load(ctx, s, set, c, in, h); err != nil {
 		return nil, err
 	}
@@ -112,6 +123,7 @@ func makeHistory(ctx context.Context, s scenario, mode string, set settings, dir
 	for _, g := range c.goals {
 		h.goals = append(h.goals, *g)
 	}
+	watched()
 	if h.leftover, err = servers.leftovers(5 * time.Second); err != nil {
 		return nil, err
 	}
@@ -121,7 +133,29 @@ func makeHistory(ctx context.Context, s scenario, mode string, set settings, dir
 		return nil, err
 	}
 	h.runs = runsOf(ledgers)
-	return h, nil
+	ofServers, err := readStalls(dir)
+	h.stalls = append(h.stalls, ofServers...)
+	return h, err
+}
+
+// watch notes when the harness or Redis stood still, until it is told to end.
+func (h *history) watch(ctx context.Context, s store) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var probe func(context.Context) error
+	if redis, ok := s.(interface{ ping(context.Context) error }); ok {
+		probe = redis.ping
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		watchStalls(ctx, h.lease, probe, func(from, to int64) {
+			h.stalls = append(h.stalls, window{kind: faultStall, from: from, to: to})
+		})
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // writeWindows writes down the faults, to be read beside the ledgers.

@@ -40,7 +40,7 @@ func requireHarness(t *testing.T) {
 
 // brief returns the settings of a run that is over soon.
 func brief() settings {
-	return settings{seed: 1, duration: 2 * time.Second, lease: 500 * time.Millisecond, servers: 2, clients: 12, progress: io.Discard}
+	return settings{seed: 1, duration: 4 * time.Second, lease: time.Second, servers: 2, clients: 12, progress: io.Discard}
 }
 
 // TestScenarios runs kills, pauses and cuts against the library.
@@ -60,6 +60,22 @@ func TestScenarios(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestClaimsHold cuts off and pauses servers for less than a lease: no handler is
+// started again.
+func TestClaimsHold(t *testing.T) {
+	requireHarness(t)
+	t.Parallel()
+	s := scenario{name: "test", store: storeApart, lease: within, unstored: someUnstored,
+		faults: []faultKind{faultRefused, faultSilent, faultAnswers, faultSwitch, faultPause}}
+	r, err := runScenario(t.Context(), s, modeAgain, brief())
+	require.NoError(t, err)
+	require.Empty(t, r.verdict.violations)
+	require.NotZero(t, r.longLived[0].runs)
+	var text bytes.Buffer
+	require.NoError(t, report(&text, "", []*result{r}))
+	require.Regexp(t, `(?m)^\| test +\| again \| 1s +\| 0.3 to 0.9 +\| \d+ +\| \d+ +\| 0 +\| \d+ +\|$`, text.String())
 }
 
 // TestBrokenBuild runs a broken build and demands that its check fails.
@@ -132,6 +148,19 @@ func TestSchedule(t *testing.T) {
 		for _, kind := range s.faults {
 			require.NotEmpty(t, plan(1)[kind], "%s: %s", s.name, kind)
 			require.NotEqual(t, plan(1), plan(2), s.name)
+		}
+	}
+	family, err := findScenarios(familyLease)
+	require.NoError(t, err)
+	require.Len(t, family, 9)
+	for _, s := range family {
+		for kind, faults := range planFaults(1, s, time.Minute, time.Second, 3) {
+			require.True(t, kind == faultFull || len(faults) > 20, "%s: %s", s.name, kind)
+			for _, f := range faults {
+				require.GreaterOrEqual(t, f.lasts, time.Duration(s.lease.least*float64(time.Second)))
+				require.LessOrEqual(t, f.lasts, time.Duration(s.lease.most*float64(time.Second)))
+				require.GreaterOrEqual(t, f.gap, time.Second/4)
+			}
 		}
 	}
 	c := &crowd{seed: 1}

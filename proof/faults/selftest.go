@@ -50,5 +50,8 @@ func findBreakage(ctx context.Context, b breakage, set settings) (*result, error
 		return nil, err
 	}
 	set.broken = b.name
+	if found[0].longLived() {
+		set.duration *= 2 // There are few runs.
+	}
 	return runScenario(ctx, found[0], b.mode, set)
 }

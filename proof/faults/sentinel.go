@@ -50,7 +50,7 @@ func startSentinel(dir string) (_ *sentinels, err error) {
 }
 
 // target implements [store].
-func (s *sentinels) target() redisTarget {
+func (s *sentinels) target(int) redisTarget {
 	return redisTarget{Kind: targetSentinel, Addrs: addrsOf(s.watchers)}
 }
 

@@ -26,6 +26,7 @@ type serverConfig struct {
 	Lease    time.Duration `json:"lease"`
 	Seed     uint64        `json:"seed"`
 	Unstored float64       `json:"unstored"` // the share of runs whose answer is not to be stored
+	Long     bool          `json:"long"`     // Handlers run for leases.
 	Break    string        `json:"break"`    // names a deliberately broken build
 }
 
@@ -63,6 +64,11 @@ func serve(text string) error {
 	if err != nil {
 		return err
 	}
+	stalls, err := os.OpenFile(stallsOf(config.Ledger), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	go watchStalls(context.Background(), config.Lease, nil, func(from, to int64) { fmt.Fprintln(stalls, from, to) })
 	counted := &countingBackend{Backend: idempotency.NewRedis(config.Redis.client())}
 	s := &server{config: config, ledger: book, backend: counted}
 	service := &http.Server{

@@ -10,8 +10,8 @@ import (
 
 // store is the Redis under test, in one of its forms, and its faults.
 type store interface {
-	// target says how a server reaches the store.
-	target() redisTarget
+	// target says how a server, by its number, reaches the store.
+	target(server int) redisTarget
 	// inject begins a fault and returns what ends it. heal returns when the
 	// store works again, and whether data may have been lost.
 	inject(f planned) (heal func() (lost bool, err error), err error)
@@ -20,12 +20,14 @@ type store interface {
 }
 
 // startStore starts a store whose files are in dir.
-func startStore(kind, dir string) (store, error) {
+func startStore(kind, dir string, servers int) (store, error) {
 	switch kind {
 	case storeSentinel:
 		return startSentinel(dir)
 	case storeCluster:
 		return startCluster(dir)
+	case storeApart:
+		return startApart(dir, servers)
 	default:
 		return startSingle(kind, dir)
 	}
@@ -56,8 +58,8 @@ func startSingle(kind, dir string) (*single, error) {
 }
 
 // target implements [store].
-func (s *single) target() redisTarget {
-	return redisTarget{Kind: targetSingle, Addrs: []string{s.proxy.Listen}}
+func (s *single) target(int) redisTarget {
+	return redisTarget{Kind: targetSingle, Addrs: []string{s.proxy.listen}}
 }
 
 // stop implements [store].
@@ -81,7 +83,7 @@ func (s *single) inject(f planned) (func() (bool, error), error) {
 }
 
 // limit gives Redis less memory than it uses, and more again to heal.
-func (s *single) limit(f planned) (func() (bool, error), error) {
+func (n *node) limit(f planned) (func() (bool, error), error) {
 	policy, share := "noeviction", 0.5
 	if f.kind == faultEvict {
 		policy, share = "allkeys-lru", 0.95
@@ -90,15 +92,15 @@ func (s *single) limit(f planned) (func() (bool, error), error) {
 		}
 	}
 	ctx := context.Background()
-	used, err := s.info(ctx, "used_memory")
+	used, err := n.info(ctx, "used_memory")
 	if err != nil {
 		return nil, err
 	}
-	evicted, err := s.info(ctx, "evicted_keys")
+	evicted, err := n.info(ctx, "evicted_keys")
 	if err != nil {
 		return nil, err
 	}
-	set := func(name, value string) error { return s.client.ConfigSet(ctx, name, value).Err() }
+	set := func(name, value string) error { return n.client.ConfigSet(ctx, name, value).Err() }
 	if err := set("maxmemory-policy", policy); err != nil {
 		return nil, err
 	}
@@ -109,7 +111,7 @@ func (s *single) limit(f planned) (func() (bool, error), error) {
 		if err := set("maxmemory", "0"); err != nil {
 			return true, err
 		}
-		now, err := s.info(ctx, "evicted_keys")
+		now, err := n.info(ctx, "evicted_keys")
 		return now > evicted, err
 	}, nil
 }

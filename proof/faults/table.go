@@ -157,7 +157,11 @@ func report(stdout io.Writer, path string, results []*result, more ...*table) er
 	for _, kind := range kinds {
 		faults.add(kind, strconv.Itoa(counts[faultKind(kind)]))
 	}
-	if err := writeTables(stdout, path, append([]*table{tableOf(results), faults}, more...)...); err != nil {
+	tables := append([]*table{tableOf(results), faults}, more...)
+	if t := leaseTableOf(results); t != nil {
+		tables = append(tables, t)
+	}
+	if err := writeTables(stdout, path, tables...); err != nil {
 		return err
 	}
 	if failed > 0 {

@@ -2,6 +2,7 @@ package proof
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -16,16 +17,21 @@ import (
 
 // The builds that break a promise on purpose, to show that the proof finds it.
 const (
-	brokenApart        = "writes first"      // commits the handler's writes before and apart from the record
-	brokenRecordFirst  = "record first"      // stores the record before and apart from the writes
-	brokenCommitted    = "guesses yes"       // takes a COMMIT that failed for done
-	brokenNotCommitted = "guesses no"        // takes a COMMIT that failed for not done, and frees the key
-	brokenAdmitsNone   = "never looks"       // the same, but leaves the record, so that only the client is told wrong
-	brokenFence        = "no fence"          // commits also where another holds the claim
-	brokenKeepsWrites  = "commits refusals"  // commits the writes of what is not stored
-	brokenLeavesOpen   = "never rolls back"  // leaves the transaction of what is not stored open
-	brokenRaces        = "claim races"       // claims by a read and then a write
-	brokenHolds        = "holds connections" // and waits for the first request with them
+	brokenApart        = "writes first"       // commits the handler's writes before and apart from the record
+	brokenRecordFirst  = "record first"       // stores the record before and apart from the writes
+	brokenCommitted    = "guesses yes"        // takes a COMMIT that failed for done
+	brokenNotCommitted = "guesses no"         // takes a COMMIT that failed for not done, and frees the key
+	brokenAdmitsNone   = "never looks"        // the same, but leaves the record, so that only the client is told wrong
+	brokenFoundNone    = "finds none"         // takes a COMMIT that failed for done if there is no record of its claim
+	brokenFence        = "no fence"           // commits also where another holds the claim
+	brokenClaimFence   = "no fence of claims" // commits where another claim is outstanding
+	brokenLeaves       = "leaves"             // ends a claim with its client, and does not release it
+	brokenSeldom       = "renews seldom"      // every 0.9 of a lease
+	brokenOnce         = "renews no more"     // once a renewal has failed
+	brokenKeepsWrites  = "commits refusals"   // commits the writes of what is not stored
+	brokenLeavesOpen   = "never rolls back"   // leaves the transaction of what is not stored open
+	brokenRaces        = "claim races"        // claims by a read and then a write
+	brokenHolds        = "holds connections"  // and waits for the first request with them
 	brokenChanges      = "changes answers"
 	brokenForgets      = "no trace" // of what was interrupted
 	brokenNot          = "not broken"
@@ -37,11 +43,17 @@ type broken struct {
 	pool    *pgxpool.Pool
 	records string
 	name    string
+	lease   time.Duration
+
+	mu     sync.Mutex
+	known  map[idempotency.Token]time.Time // when a claim was renewed, or first was to be
+	failed map[idempotency.Token]bool      // a renewal has
 }
 
 func newBroken(config serverConfig, pool *pgxpool.Pool) *broken {
 	records := config.Schema + ".records"
-	return &broken{postgres.NewTransactional(pool, postgres.WithTable(records)), pool, records, config.Broken}
+	return &broken{Transactional: postgres.NewTransactional(pool, postgres.WithTable(records)), pool: pool, records: records, name: config.Broken,
+		lease: config.Lease, known: make(map[idempotency.Token]time.Time), failed: make(map[idempotency.Token]bool)}
 }
 
 // own is the transaction of a broken build, which the right one does not see.
@@ -76,6 +88,8 @@ func (b *broken) Claim(ctx context.Context, key idempotency.Key, claim idempoten
 	switch b.name {
 	case brokenForgets:
 		terms.Trace = 0
+	case brokenLeaves:
+		ctx = visitOf(ctx).client
 	case brokenRaces:
 		var held bool
 		err := b.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+b.records+` WHERE key = $1 AND ends > clock_timestamp())`, key[:]).Scan(&held)
@@ -127,7 +141,33 @@ func (b *broken) Renew(ctx context.Context, key idempotency.Key, claim idempoten
 	if b.name == brokenForgets {
 		terms.Trace = 0
 	}
-	return b.Backend.Renew(ctx, key, claim, terms, progress)
+	if b.skips(claim) {
+		return nil
+	}
+	err := b.Backend.Renew(ctx, key, claim, terms, progress)
+	if err != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.failed[claim.Token] = true
+	}
+	return err
+}
+
+// skips reports whether a renewal is left out.
+func (b *broken) skips(claim idempotency.Claim) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch b.name {
+	case brokenOnce:
+		return b.failed[claim.Token]
+	case brokenSeldom:
+		now := time.Now()
+		if known, ok := b.known[claim.Token]; ok && now.Sub(known) < b.lease*9/10 {
+			return true
+		}
+		b.known[claim.Token] = now
+	}
+	return false
 }
 
 // Complete implements [idempotency.Transactor].
@@ -153,7 +193,8 @@ func (b *broken) Complete(ctx context.Context, key idempotency.Key, claim idempo
 	}
 	written, err := tx.Exec(ctx, `UPDATE `+b.records+` SET state = 2, trace = 0, progress = NULL, response = $3,
 		ends = clock_timestamp() + interval '1 hour', sweep_from = clock_timestamp() + interval '1 hour'
-		WHERE key = $1 AND ($4 OR token = $2 AND state <> 2)`, key[:], claim.Token.String(), response, b.name == brokenFence)
+		WHERE key = $1 AND ($4 OR (token = $2 OR $5) AND state <> 2)`, key[:], claim.Token.String(), response,
+		b.name == brokenFence, b.name == brokenClaimFence)
 	switch {
 	case err != nil:
 		return notCommitted(err)
@@ -161,10 +202,31 @@ func (b *broken) Complete(ctx context.Context, key idempotency.Key, claim idempo
 		return idempotency.ErrClaimLost
 	}
 	err = tx.Commit(ctx)
-	if err == nil || b.name == brokenCommitted {
+	switch {
+	case err == nil || b.name == brokenCommitted:
 		return nil
+	case b.name == brokenFoundNone:
+		return b.lookUp(ctx, claim)
 	}
 	return notCommitted(err)
+}
+
+// lookUp finds out what became of a COMMIT, and takes no record for a response.
+func (b *broken) lookUp(ctx context.Context, claim idempotency.Claim) error {
+	for {
+		completed := true
+		err := b.pool.QueryRow(ctx, `SELECT state = 2 FROM `+b.records+` WHERE token = $1`, claim.Token.String()).Scan(&completed)
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case err != nil && !errors.Is(err, pgx.ErrNoRows):
+			time.Sleep(10 * time.Millisecond)
+		case completed:
+			return nil
+		default:
+			return idempotency.ErrNotCommitted
+		}
+	}
 }
 
 func notCommitted(err error) error { return fmt.Errorf("%w: %w", idempotency.ErrNotCommitted, err) }
@@ -183,6 +245,10 @@ func (b *broken) Release(ctx context.Context, key idempotency.Key, claim idempot
 		o.tx = nil
 	}
 	switch b.name {
+	case brokenLeaves:
+		if visitOf(ctx).client.Err() != nil {
+			return nil
+		}
 	case brokenNotCommitted:
 		_, err := b.pool.Exec(ctx, `DELETE FROM `+b.records+` WHERE key = $1 AND token = $2`, key[:], claim.Token.String())
 		return err

@@ -26,6 +26,9 @@ func (n *node) stopped() bool {
 	return bytes.HasPrefix(state, []byte("T"))
 }
 
+// pause stops a process, until resume is called for it.
+func pause(p *os.Process) error { return p.Signal(syscall.SIGSTOP) }
+
 func resume(p *os.Process) error { return p.Signal(syscall.SIGCONT) }
 
 // supported is nil where servers can be run.

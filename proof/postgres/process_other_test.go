@@ -11,6 +11,8 @@ func pauseSelf() error { return supported() }
 
 func (*node) stopped() bool { return false }
 
+func pause(*os.Process) error { return supported() }
+
 func resume(*os.Process) error { return supported() }
 
 func supported() error {

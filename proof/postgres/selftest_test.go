@@ -23,6 +23,12 @@ func TestFindsBrokenBuilds(t *testing.T) {
 	}
 	undone := func(w *world) { w.proveUndone([]undoing{{doPanic, 0}, {doFail, 500}}) }
 	lost := func(w *world) { w.proveLost([]string{"written", "returned"}) }
+	held := func(kinds ...string) func(*world) {
+		return func(w *world) {
+			w.config.Lease = 2 * time.Second
+			w.proveHeld(kinds, 9)
+		}
+	}
 	crowd := func(w *world) {
 		w.config.Lease = 5 * time.Second
 		w.proveCrowd(20, 200)
@@ -38,7 +44,12 @@ func TestFindsBrokenBuilds(t *testing.T) {
 		{brokenNotCommitted, "cuts", cuts(cutDelivered), "doubled"},
 		{brokenNotCommitted, "half cuts", cuts(cutKept), "doubled"},
 		{brokenAdmitsNone, "cuts", cuts(cutDelivered), "status"},
+		{brokenFoundNone, "a cut, and an heir", (*world).proveFoundNone, "answer"},
 		{brokenFence, "pauses", lost, "doubled"},
+		{brokenClaimFence, "an heir that has not yet answered", (*world).proveOvertaken, "overtaken"},
+		{brokenLeaves, "clients that leave", func(w *world) { w.proveLeft([]string{"claim-sent"}, 2) }, "stuck"},
+		{brokenSeldom, "pauses within a lease", held(faultPaused), "again"},
+		{brokenOnce, "cuts within a lease", held(faultRefused), "again"},
 		{brokenKeepsWrites, "panics", undone, "trace"},
 		{brokenLeavesOpen, "panics", undone, "open"},
 		{brokenRaces, "a crowd", crowd, "doubled"},
@@ -50,6 +61,11 @@ func TestFindsBrokenBuilds(t *testing.T) {
 		{brokenNot, "kills", kills("returned", "commit-start", "commit-sent", "commit-end", "answer"), ""},
 		{brokenNot, "kills with at most once", interrupted, ""},
 		{brokenNot, "pauses", lost, ""},
+		{brokenNot, "a cut, and an heir", (*world).proveFoundNone, ""},
+		{brokenNot, "an heir that has not yet answered", (*world).proveOvertaken, ""},
+		{brokenNot, "clients that leave", func(w *world) {
+			w.proveLeft([]string{"claim-start", "claim-sent", "claim-end", "written", "commit-start"}, 1)
+		}, ""},
 		{brokenNot, "panics", undone, ""},
 		{brokenNot, "a crowd", crowd, ""},
 	} {

@@ -39,6 +39,7 @@ func TestMain(m *testing.M) {
 // serverConfig is what a server process is told when it starts.
 type serverConfig struct {
 	URL      string            `json:"url"`
+	Direct   string            `json:"direct"` // what leads to the same database past a proxy
 	Schema   string            `json:"schema"`
 	Lease    time.Duration     `json:"lease"`
 	Wait     time.Duration     `json:"wait"`
@@ -61,10 +62,10 @@ type server struct {
 	pool    *pgxpool.Pool
 	mode    string
 	backend idempotency.Transactor
-	gate    chan struct{}
-	open    sync.Once
-	gated   atomic.Int64 // handlers that have come to the gate
-	came    atomic.Int64 // requests
+	mu      sync.Mutex
+	gates   map[string]chan struct{} // by their names
+	gated   atomic.Int64             // handlers that have come to a gate
+	came    atomic.Int64             // requests
 }
 
 // serve is a server process: it serves until it is killed.
@@ -78,7 +79,7 @@ func serve(text string) error {
 		return err
 	}
 	records := postgres.WithTable(config.Schema + ".records")
-	s := &server{pool: pool, mode: config.Mode, backend: postgres.NewTransactional(pool, records), gate: make(chan struct{})}
+	s := &server{pool: pool, mode: config.Mode, backend: postgres.NewTransactional(pool, records), gates: make(map[string]chan struct{})}
 	if config.Broken != "" {
 		s.backend = newBroken(config, pool)
 	}
@@ -92,13 +93,19 @@ func serve(text string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /payments", func(w http.ResponseWriter, r *http.Request) {
 		s.came.Add(1)
-		v := &visit{die: r.Header.Get(headerDie), pause: r.Header.Get(headerPause)}
-		payments.ServeHTTP(answering{w, v}, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
+		v := &visit{die: r.Header.Get(headerDie), pause: r.Header.Get(headerPause), leave: r.Header.Get(headerLeave)}
+		v.client = context.WithValue(r.Context(), visitKey{}, v)
+		payments.ServeHTTP(answering{w, v}, r.WithContext(v.client))
 	})
-	mux.HandleFunc("POST /open", func(http.ResponseWriter, *http.Request) { s.open.Do(func() { close(s.gate) }) })
+	mux.HandleFunc("POST /open", func(_ http.ResponseWriter, r *http.Request) { close(s.gate(r.URL.Query().Get("gate"))) })
 	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { s.pool.Reset() })
+	mux.HandleFunc("POST /reach", func(_ http.ResponseWriter, r *http.Request) {
+		if conn, err := pgx.Connect(r.Context(), config.Direct); err == nil {
+			_ = conn.Close(r.Context())
+		}
+	})
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(serverState{Acquired: pool.Stat().AcquiredConns(), Gated: s.gated.Load(), Came: s.came.Load()})
+		_ = json.NewEncoder(w).Encode(serverState{Acquired: pool.Stat().AcquiredConns(), Gated: s.gated.Load(), Came: s.came.Load(), Left: left.Load()})
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -127,8 +134,9 @@ func (config serverConfig) pool() (*pgxpool.Pool, error) {
 // serverState is what a server tells of itself.
 type serverState struct {
 	Acquired int32 `json:"acquired"` // connections that are in use
-	Gated    int64 `json:"gated"`    // handlers that have come to the gate
+	Gated    int64 `json:"gated"`    // handlers that have come to a gate
 	Came     int64 `json:"came"`     // requests
+	Left     int64 `json:"left"`     // requests that have come to the step at which their client is to leave
 }
 
 // receipt is the answer to a payment.
@@ -150,13 +158,39 @@ const (
 	doCancelled = "cancelled statement"
 	doTooLarge  = "too large"
 	doRollback  = "rolls back" // by itself, past what Tx forbids
+	doNothing   = "nothing"    // without a transaction, which a cut would end
 )
+
+// gate returns the gate of a name, which POST /open opens.
+func (s *server) gate(name string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gates[name] == nil {
+		s.gates[name] = make(chan struct{})
+	}
+	return s.gates[name]
+}
+
+// wait waits at the gate of a request, if it has one.
+func (s *server) wait(r *http.Request) {
+	if name := r.Header.Get(headerGate); name != "" {
+		s.gated.Add(1)
+		<-s.gate(name)
+	}
+}
 
 // pay is the handler.
 func (s *server) pay(w http.ResponseWriter, r *http.Request) {
 	ctx, do := r.Context(), r.Header.Get(headerDo)
 	v := visitOf(ctx)
 	key, _ := idempotency.KeyFromContext(ctx)
+	if do == doNothing {
+		s.wait(r)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		_ = json.NewEncoder(w).Encode(receipt{Key: key})
+		return
+	}
 	if s.mode == modeAtMostOnce {
 		// A run is counted apart from the transaction.
 		if _, err := s.pool.Exec(ctx, `INSERT INTO runs (key) VALUES ($1)`, key); err != nil {
@@ -177,10 +211,7 @@ func (s *server) pay(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v.at("written")
-	if r.Header.Get(headerGate) != "" {
-		s.gated.Add(1)
-		<-s.gate
-	}
+	s.wait(r)
 	switch do {
 	case doPanic:
 		panic("the handler panics")

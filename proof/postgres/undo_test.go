@@ -65,7 +65,7 @@ func (w *world) proveUndone(undoings []undoing) {
 		WHERE application_name = $1 AND state = 'idle in transaction'`, w.config.Schema); err != nil {
 		w.verdict.violate("harness", "%v", err)
 	}
-	w.tell(n, "/open")
+	w.tell(n, "/open?gate=1")
 	if first := <-answered; first.status != http.StatusServiceUnavailable {
 		w.verdict.violate("status", "ended session: %d %s %v", first.status, first.body, first.err)
 	}
@@ -196,7 +196,7 @@ func TestPoolOfOne(t *testing.T) {
 		}
 		return ends.Sub(claimed) > 3*w.config.Lease
 	})
-	w.tell(one, "/open")
+	w.tell(one, "/open?gate=1")
 	first := <-answered
 	if first.status != http.StatusCreated {
 		w.verdict.violate("status", "%d %s %v", first.status, first.body, first.err)

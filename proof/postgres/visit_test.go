@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +23,8 @@ const (
 	headerDie    = "Proof-Die"    // the step at which the server kills itself
 	headerPause  = "Proof-Pause"  // the step at which it stops itself
 	headerDo     = "Proof-Do"     // how the handler ends
-	headerGate   = "Proof-Gate"   // the handler waits, after its write, for POST /open
+	headerLeave  = "Proof-Leave"  // the step at which the server waits until the client has left
+	headerGate   = "Proof-Gate"   // names a gate: the handler waits there, after its write, for POST /open?gate=
 	headerCommit = "Proof-Commit" // in an answer: what became of a COMMIT whose outcome was not known
 )
 
@@ -55,6 +57,9 @@ var steps = []string{
 // visit is a request on its way through a server.
 type visit struct {
 	die, pause string
+	leave      string
+	leaves     sync.Once
+	client     context.Context        // the request's, which ends when its client leaves
 	unknown    atomic.Bool            // the outcome of its COMMIT was not known
 	found      atomic.Pointer[string] // what became of that
 }
@@ -78,8 +83,17 @@ func (v *visit) at(step string) {
 		if err := pauseSelf(); err != nil {
 			panic(err)
 		}
+	case v.leave == step:
+		v.leaves.Do(func() {
+			left.Add(1)
+			<-v.client.Done()
+		})
 	}
 }
+
+// left counts the requests that have come to the step at which their client is to
+// leave.
+var left atomic.Int64
 
 // watched is a Transactor with steps before and after Complete.
 type watched struct {
@@ -140,6 +154,9 @@ func (tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.Trac
 	if statement == "commit" && v.die == "commit-sent" {
 		conn.PgConn().Conn().(*mortal).armed.Store(true)
 	}
+	if statement == "claim" && v.leave == "claim-sent" {
+		conn.PgConn().Conn().(*mortal).leaving.Store(v)
+	}
 	v.at(statement + "-start")
 	return context.WithValue(ctx, statementKey{}, statement)
 }
@@ -169,16 +186,22 @@ func statementOf(ctx context.Context, sql string) string {
 }
 
 // mortal is a connection to PostgreSQL that kills the process when it has sent
-// something, once it is armed.
+// something, once it is armed, or waits until a client has left.
 type mortal struct {
 	net.Conn
-	armed atomic.Bool
+	armed   atomic.Bool
+	leaving atomic.Pointer[visit] // whose client is to leave when a statement is on its way
 }
 
 func (c *mortal) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if c.armed.Load() {
 		die()
+	}
+	if len(b) > 0 && b[0] == 'B' { // Bind, and not what prepares the statement
+		if v := c.leaving.Swap(nil); v != nil {
+			v.at("claim-sent")
+		}
 	}
 	return n, err
 }

@@ -2,6 +2,7 @@ package proof
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -121,9 +122,12 @@ func problemType(body []byte) string {
 // headers are those of one request.
 type headers map[string]string
 
+// ofBody is where headers have another body than that of most requests.
+const ofBody = "Proof-Body"
+
 // send sends a payment once.
 func (w *world) send(ctx context.Context, n *node, key string, h headers) answer {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.url("/payments"), strings.NewReader(`{"amount":100}`))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.url("/payments"), strings.NewReader(cmp.Or(h[ofBody], `{"amount":100}`)))
 	if err != nil {
 		return answer{err: err}
 	}
