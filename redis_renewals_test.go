@@ -19,7 +19,9 @@ import (
 // switchedDialer dials, refuses, or returns connections that stay silent.
 type switchedDialer struct {
 	refuses, silent atomic.Bool
+	stale           atomic.Bool // The connections that there were are silent.
 	dialed, open    atomic.Int32
+	hold            chan struct{} // what a connection waits for; nil is nothing
 }
 
 var errRefused = errors.New("the switch is off")
@@ -34,18 +36,22 @@ func (d *switchedDialer) dial(ctx context.Context, network, addr string) (net.Co
 		return nil, err
 	}
 	d.open.Add(1)
-	return &switchedConn{Conn: conn, dialer: d, silent: d.silent.Load()}, nil
+	if d.hold != nil {
+		<-d.hold
+	}
+	return &switchedConn{Conn: conn, dialer: d, silent: d.silent.Load(), old: !d.stale.Load()}, nil
 }
 
 type switchedConn struct {
 	net.Conn
 	dialer *switchedDialer
 	silent bool
+	old    bool // from before the others fell silent
 	once   sync.Once
 }
 
 func (c *switchedConn) Write(p []byte) (int, error) {
-	if c.silent {
+	if c.silent || c.old && c.dialer.stale.Load() {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
@@ -116,6 +122,37 @@ func TestRedisRenewalsThatHang(t *testing.T) {
 	require.NoError(t, renew(t.Context()))
 	server.Close() // That ends what hangs.
 	hung.Wait()
+}
+
+// The connections that an outage has left are not tried one after the other, once they
+// have fallen silent.
+func TestRedisRenewalConnectionsOfAnOutage(t *testing.T) {
+	const lease, left = 500 * time.Millisecond, 200
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	renew := renewed(t, idempotency.NewRedis(client), lease)
+	dialer.hold = make(chan struct{}) // Each has a connection before the first is answered.
+	var all sync.WaitGroup
+	for range left {
+		all.Go(func() {
+			if err := renew(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return dialer.open.Load() == left+1 }, time.Minute, time.Millisecond)
+	close(dialer.hold)
+	all.Wait()
+	dialer.stale.Store(true)
+	tries := 0
+	require.Eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), lease/20)
+		defer cancel()
+		tries++
+		return renew(ctx) == nil
+	}, time.Minute, time.Nanosecond)
+	require.Less(t, tries, left/4)
 }
 
 // A backend that nobody else refers to keeps its connections while it renews.
