@@ -47,7 +47,8 @@
 //   - Time: a lease may end at any moment, renewed or not, which covers a process
 //     that is paused, a clock that is off and a renewal that fails. With Timely it ends
 //     only after its time: while its owner runs it is renewed, and a request knows
-//     that its claim was answered late. A trace never ends, and a stored response never
+//     that its claim was answered late. Whether renewals reach the store in time is what
+//     [Lease] explores. A trace never ends, and a stored response never
 //     does: all happens within the expiry.
 //   - The network: a message is on its way from when it was sent, and arrives at
 //     any time later or never, whatever became of its sender; its answer arrives
