@@ -49,7 +49,7 @@ func (x *run) startRenewal() {
 func (x *run) renew() {
 	l := &x.renewal
 	l.await()
-	leave, _ := x.h.renewing.Enter(nil, x.h.lease/tries)
+	leave := x.h.renewing.Enter(x.h.lease / tries)
 	defer leave()
 	sent, ok := l.begin(x.h.lease)
 	if !ok {

@@ -40,9 +40,10 @@ import (
 // replay and a refusal are one round trip each, and so is all else. It is an
 // [idempotency.Inspector], safe for concurrent use by any number of processes.
 //
-// Renewals have connections of their own, which are made like those of the pool when a
-// claim is first renewed: a pool whose connections are all in use costs no claim. There
-// are 4, and up to 64 while some hang. See [Backend.Close].
+// Renewals have a connection of their own, which is made like those of the pool when a
+// claim is first renewed: a pool whose connections are all in use costs no claim. Those
+// that come at once share a statement. While some hang there are more connections, at most
+// 64. See [Backend.Close].
 //
 // A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
 // stored response is still replayed.
@@ -54,7 +55,7 @@ type Backend struct {
 
 	mu       sync.Mutex
 	renewals *pgxpool.Pool // nil until a claim is renewed
-	gate     gate.Gate     // for renewals
+	batches  *gate.Batches[renewal]
 }
 
 var _ idempotency.Inspector = (*Backend)(nil)
@@ -89,7 +90,7 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 	if pool == nil {
 		panic("postgres: New: nil pool")
 	}
-	b := &Backend{pool: pool, table: newTable("idempotency_records"), gate: gate.New(renewalsAtOnce)}
+	b := &Backend{pool: pool, table: newTable("idempotency_records"), batches: gate.NewBatches[renewal]()}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("postgres: New: nil option")
@@ -101,13 +102,8 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 }
 
 const (
-	// renewalsAtOnce is how many renewals are under way at once, each on a connection.
-	renewalsAtOnce = 4
-	// maxRenewalConns is how many connections there are for them. A renewal that hangs has
-	// its connection for a third of the lease, and its place for a fortieth.
-	maxRenewalConns = 16 * renewalsAtOnce
-	// leastConnect is how long a connection is being made with a short lease.
-	leastConnect = time.Second
+	// maxRenewalConns is how many connections there are for renewals: one, and those that hang.
+	maxRenewalConns = 64
 	// leastIdle is how long a connection is kept at least that is not used.
 	leastIdle = 100 * time.Millisecond
 )
@@ -128,8 +124,8 @@ func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 	config.HealthCheckPeriod = config.MaxConnIdleTime
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	connect := &config.ConnConfig.ConnectTimeout
-	if bound := max(lease/3, leastConnect); *connect == 0 || *connect > bound {
-		*connect = bound
+	if *connect == 0 || *connect > tryTime(lease) {
+		*connect = tryTime(lease)
 	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
 	b.renewals = pool

@@ -38,7 +38,7 @@ func fromNow(us string) string {
 }
 
 // statements are what a backend sends.
-type statements struct{ claim, renew, complete, release, commit, look, lookup, forget, sweep string }
+type statements struct{ claim, renew, renewMany, complete, release, commit, look, lookup, forget, sweep string }
 
 func newStatements(t table) statements {
 	in := func(sql string) string { return strings.ReplaceAll(sql, "TABLE", t.name) }
@@ -84,6 +84,22 @@ SELECT true, token, fingerprint, state, CASE WHEN state = 1 THEN progress END, N
 		progress = CASE WHEN ` + over + ` OR octet_length(excluded.progress) > coalesce(octet_length(r.progress), 0)
 			THEN excluded.progress ELSE r.progress END,
 		response = NULL`)),
+
+		// Renew many claims: keys, tokens, leases, traces. It renews those that are there, and
+		// returns their keys and tokens. A row that is locked is left out, so that none
+		// waits for another's transaction, and no two statements for each other.
+		renewMany: in(`
+WITH held AS (
+	SELECT r.key, asked.lease, asked.trace
+	FROM TABLE AS r JOIN unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[]) AS asked (key, token, lease, trace)
+		ON r.key = asked.key AND r.token = encode(asked.token, 'hex')::uuid
+	WHERE r.state IN (0, 1) AND NOT (` + over + `)
+	FOR NO KEY UPDATE OF r SKIP LOCKED
+)
+UPDATE TABLE AS r SET ends = ` + fromNow("held.lease") + `,
+	trace = CASE WHEN r.state = 1 THEN greatest(r.trace, held.trace) ELSE held.trace END
+FROM held WHERE r.key = held.key
+RETURNING r.key, decode(replace(r.token::text, '-', ''), 'hex')`),
 
 		// Complete: key, token, fingerprint, expiry, response.
 		complete: in(put(`

@@ -56,23 +56,6 @@ func (b *Backend) tryClaim(ctx context.Context, key idempotency.Key, claim idemp
 	return held, false, err
 }
 
-// Renew implements [idempotency.Backend].
-func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
-	if err := checkTerms(terms); err != nil {
-		return err
-	}
-	pool, err := b.renewalPool(terms.Lease)
-	if err != nil {
-		return err
-	}
-	leave, ok := b.gate.Enter(ctx.Done(), terms.Lease/40) // As long as the middleware waits to send another.
-	if !ok {
-		return fmt.Errorf("idempotency: postgres: too many renewals at once: %w", context.Cause(ctx))
-	}
-	defer leave()
-	return b.put(ctx, pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
-}
-
 // Complete implements [idempotency.Backend].
 func (b *Backend) Complete(ctx context.Context, key idempotency.Key, claim idempotency.Claim, response []byte, expiry time.Duration) error {
 	if err := checkExpiry(expiry); err != nil {

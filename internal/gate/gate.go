@@ -14,21 +14,13 @@ type Gate struct{ places chan struct{} }
 func New(n int) Gate { return Gate{make(chan struct{}, n)} }
 
 // Enter waits for a place, and takes it until leave is called, or for patience: a call
-// that takes longer goes on without one. It returns false if it waits and given is closed.
-func (g Gate) Enter(given <-chan struct{}, patience time.Duration) (leave func(), ok bool) {
-	select {
-	case g.places <- struct{}{}:
-	default:
-		select {
-		case g.places <- struct{}{}:
-		case <-given:
-			return nil, false
-		}
-	}
+// that takes longer goes on without one.
+func (g Gate) Enter(patience time.Duration) (leave func()) {
+	g.places <- struct{}{}
 	free := sync.OnceFunc(func() { <-g.places })
 	timer := time.AfterFunc(patience, free)
 	return func() {
 		timer.Stop()
 		free()
-	}, true
+	}
 }

@@ -1,0 +1,84 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/idempotency-go/idempotency"
+)
+
+// renewal is a renewal without progress, which most are.
+type renewal struct {
+	key   idempotency.Key
+	claim idempotency.Claim
+	terms idempotency.Terms
+}
+
+// tryTime bounds a batch of renewals, and how long a connection for it is being made.
+func tryTime(lease time.Duration) time.Duration {
+	return min(max(lease/3, time.Second), 5*time.Second)
+}
+
+// Renew implements [idempotency.Backend].
+func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+	if err := checkTerms(terms); err != nil {
+		return err
+	}
+	pool, err := b.renewalPool(terms.Lease)
+	if err != nil {
+		return err
+	}
+	if progress == nil {
+		err := b.batches.Do(ctx, renewal{key, claim, terms}, terms.Lease/40, func(batch []renewal) []error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryTime(terms.Lease))
+			defer cancel()
+			return b.renewBatch(ctx, pool, batch)
+		})
+		if !errors.Is(err, errAlone) {
+			return err
+		}
+	}
+	return b.put(ctx, pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
+}
+
+// errAlone is a renewal that must be sent alone: its claim is not there, or locked.
+var errAlone = errors.New("postgres: not renewed with others")
+
+// renewBatch renews the claims that are there, by one statement.
+func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, batch []renewal) []error {
+	var keys, tokens [][]byte
+	var leases []*int64
+	var traces []int64
+	for _, r := range batch {
+		keys, tokens = append(keys, r.key[:]), append(tokens, r.claim.Token[:])
+		leases, traces = append(leases, microseconds(r.terms.Lease)), append(traces, traceOf(r.terms.Trace))
+	}
+	type owned struct{ key, token string }
+	renewed := make(map[owned]bool, len(batch))
+	err := again(ctx, func() error {
+		rows, err := pool.Query(ctx, b.sql.renewMany, keys, tokens, leases, traces)
+		if err != nil {
+			return err
+		}
+		var key, token []byte
+		_, err = pgx.ForEachRow(rows, []any{&key, &token}, func() error {
+			renewed[owned{string(key), string(token)}] = true
+			return nil
+		})
+		return err
+	})
+	errs := make([]error, len(batch))
+	for i, r := range batch {
+		switch {
+		case err != nil:
+			errs[i] = err
+		case !renewed[owned{string(r.key[:]), string(r.claim.Token[:])}]:
+			errs[i] = errAlone
+		}
+	}
+	return errs
+}
