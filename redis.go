@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/idempotency-go/idempotency/internal/gate"
 )
 
 // Redis is a [Backend] in Redis 7.0 or newer, or Valkey: one server, Sentinel
@@ -41,6 +42,7 @@ type Redis struct {
 
 	renewals      sync.Once
 	renewalClient redis.UniversalClient // nil until a claim is renewed
+	batches       *gate.Batches[redisRenewal]
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -61,17 +63,17 @@ func WithPrefix(p string) RedisOption {
 // sends nothing. It panics if client is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
-// *redis.Client or a *redis.ClusterClient: they have connections of their own, with
-// the client's options, but without its hooks, its limiter and its cache. These are
-// made when a claim is first renewed: as many as renewals are under way at once, up to
-// 64 for each [New], and more while some of them hang. They are closed when the backend
-// is no longer used. Any other client renews by itself: give it a pool that has room for
-// that, and ContextTimeoutEnabled.
+// *redis.Client or a *redis.ClusterClient: they have a connection of their own, or
+// one to each node, with the client's options, but without its hooks, its limiter and
+// its cache. It is made when a claim is first renewed. Renewals that are due together
+// are sent together; while some hang there are more connections, at most 64. They are
+// closed when the backend is no longer used. Any other client renews by itself: give
+// it ContextTimeoutEnabled, and a pool that has room for that.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
 	}
-	b := &Redis{client: client, prefix: "idempotency:"}
+	b := &Redis{client: client, prefix: "idempotency:", batches: gate.NewBatches[redisRenewal]()}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("idempotency: NewRedis: nil option")
@@ -179,15 +181,6 @@ func takesNoWrites(err error) bool {
 		redis.HasErrorPrefix(err, "NOREPLICAS") || redis.HasErrorPrefix(err, "MISCONF")
 }
 
-// Renew implements [Backend].
-func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, progress []byte) error {
-	if err := terms.check(); err != nil {
-		return err
-	}
-	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
-	return b.update(ctx, b.forRenewals(terms.Lease), renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
-}
-
 // Complete implements [Backend].
 func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []byte, expiry time.Duration) error {
 	if expiry <= 0 {
@@ -216,6 +209,11 @@ func (b *Redis) Release(ctx context.Context, key Key, claim Claim, trace time.Du
 // nothing.
 func (b *Redis) update(ctx context.Context, client redis.UniversalClient, s script, key Key, claim Claim, argv ...any) error {
 	reply, err := s.run(ctx, client, b.name(key), argv...)
+	return updated(reply, err, claim)
+}
+
+// updated returns what the reply of such a script tells.
+func updated(reply any, err error, claim Claim) error {
 	if err != nil {
 		return fmt.Errorf("idempotency: redis: %w", err)
 	}

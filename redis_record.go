@@ -127,15 +127,24 @@ func newScript(text string) script {
 
 // run runs the script on the Redis key name.
 func (s script) run(ctx context.Context, client redis.UniversalClient, name string, argv ...any) (any, error) {
-	args := append(make([]any, 0, 10), "evalsha", s.hash, 1, name)
-	args = append(args, argv...)
+	reply, err := process(ctx, client, s.byHash(name, argv...))
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		return process(ctx, client, s.byText(name, argv...))
+	}
+	return reply, err
+}
+
+// byHash and byText return the command that runs the script.
+func (s script) byHash(name string, argv ...any) []any { return command("evalsha", s.hash, name, argv) }
+func (s script) byText(name string, argv ...any) []any { return command("eval", s.text, name, argv) }
+
+func command(verb string, script any, name string, argv []any) []any {
+	return append(append(make([]any, 0, 10), verb, script, 1, name), argv...)
+}
+
+func process(ctx context.Context, client redis.UniversalClient, args []any) (any, error) {
 	cmd := redis.NewCmd(ctx, args...)
 	_ = client.Process(ctx, cmd) // The error is the command's.
-	if cmd.Err() != nil && redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
-		args[0], args[1] = "eval", s.text
-		cmd = redis.NewCmd(ctx, args...)
-		_ = client.Process(ctx, cmd)
-	}
 	reply, err := cmd.Result()
 	return reply, explained(err)
 }

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"runtime"
 	"time"
@@ -11,14 +12,64 @@ import (
 )
 
 const (
-	// renewalConns is how many connections there may be for renewals: one for each that is
-	// under way, and for those that hang.
-	renewalConns = renewalsAtOnce * (tries/3 + 2)
-	// leastDial is how long a connection is dialed with a short lease.
-	leastDial = time.Second
+	// renewalConns is how many connections there may be for renewals: one, and those that hang.
+	renewalConns = 64
+	// leastBatchTime bounds a batch of renewals that have a short lease.
+	leastBatchTime = time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
 	renewalBuffer = 4 << 10
 )
+
+// batchTime bounds a batch of renewals, and how long a connection for it is dialed.
+func batchTime(lease time.Duration) time.Duration { return max(tryTime(lease), leastBatchTime) }
+
+// redisRenewal is a renewal without progress, which most are.
+type redisRenewal struct {
+	key   Key
+	claim Claim
+	terms Terms
+}
+
+// Renew implements [Backend].
+func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, progress []byte) error {
+	if err := terms.check(); err != nil {
+		return err
+	}
+	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
+	client := b.forRenewals(terms.Lease)
+	if progress == nil {
+		err := b.batches.Do(ctx, redisRenewal{key, claim, terms}, terms.Lease/tries, func(batch []redisRenewal) []error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTime(terms.Lease))
+			defer cancel()
+			return b.renewBatch(ctx, client, batch)
+		})
+		switch {
+		case err != nil && err == context.Cause(ctx):
+			return fmt.Errorf("idempotency: redis: %w", err)
+		case !redis.HasErrorPrefix(err, "NOSCRIPT"):
+			return err
+		}
+		reply, err := process(ctx, client, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
+		return updated(reply, err, claim)
+	}
+	return b.update(ctx, client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+}
+
+// renewBatch renews claims by one pipeline.
+func (b *Redis) renewBatch(ctx context.Context, client redis.UniversalClient, batch []redisRenewal) []error {
+	pipe := client.Pipeline()
+	commands := make([]*redis.Cmd, len(batch))
+	for i, r := range batch {
+		commands[i] = pipe.Do(ctx, renewScript.byHash(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
+	}
+	_, _ = pipe.Exec(ctx) // The errors are the commands'.
+	errs := make([]error, len(batch))
+	for i, r := range batch {
+		reply, err := commands[i].Result()
+		errs[i] = updated(reply, explained(err), r.claim)
+	}
+	return errs
+}
 
 // newRenewalClient returns a client with connections of its own, like those of a client for
 // one server or for a Cluster; any other client is used itself, and close is nil. It sends
@@ -51,7 +102,7 @@ func setForRenewals(o *redis.Options, lease time.Duration) {
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
 	o.ConnMaxIdleTime = lease / 10
-	o.DialTimeout = min(o.DialTimeout, max(tryTime(lease), leastDial))
+	o.DialTimeout = min(o.DialTimeout, batchTime(lease))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)
 	}

@@ -32,6 +32,9 @@ func NewBatches[Call any]() *Batches[Call] { return &Batches[Call]{gate: New(1)}
 // is that of the batch's first call, and goes on if the context of that ends. A batch that
 // takes longer than the patience of its first call hangs.
 func (b *Batches[Call]) Do(ctx context.Context, call Call, patience time.Duration, send func([]Call) []error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	b.mu.Lock()
 	mine := b.next
 	if mine == nil {
