@@ -81,7 +81,7 @@ func (b *requestBody) readMore() {
 		b.err = io.EOF
 		return
 	}
-	if b.buffer == nil {
+	if b.held == nil {
 		b.buffer = buffers.Get().(*[]byte)
 		b.held = slices.Grow((*b.buffer)[:0], b.firstRoom())
 	}

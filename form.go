@@ -76,37 +76,34 @@ func boundaryOf(r *http.Request) string {
 }
 
 // sumWithoutBoundary returns a SHA-256 over what stands between the boundaries of a
-// multipart body, or nil if there is none: clients make a new one for each try.
-//
-// The boundary is left out only of lines that every reader takes for a delimiter (RFC
-// 2046, section 5.1.1): elsewhere it is content.
+// multipart body: clients make a new one for each try. It is nil if the body has none, or
+// has one anywhere but in a line that every reader takes for a delimiter (RFC 2046, section
+// 5.1.1): some readers split a body there, and others take it for content.
 func sumWithoutBoundary(body []byte, boundary string) []byte {
-	if boundary == "" {
+	delimiter := []byte("--" + boundary)
+	if boundary == "" || !bytes.Contains(body, delimiter) {
 		return nil
 	}
-	delimiter, newLine, dashes := []byte("--"+boundary), []byte("\r\n"), []byte("--")
 	digest := sha256.New()
-	part := func(p []byte) {
-		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(len(p))))
-		digest.Write(p)
-	}
-	begin := 0 // of the part
-	for end := 0; ; {
-		i := bytes.Index(body[end:], delimiter)
-		if i < 0 {
-			break
+	for begins := true; ; begins = false {
+		part, rest, found := bytes.Cut(body, delimiter)
+		beginsLine := begins && len(part) == 0 || bytes.HasSuffix(part, newLine)
+		if found && !(beginsLine && endsDelimiter(rest)) {
+			return nil
 		}
-		i += end
-		end = i + len(delimiter)
-		beginsLine := i == 0 || bytes.HasSuffix(body[:i], newLine)
-		if beginsLine && (bytes.HasPrefix(body[end:], newLine) || bytes.HasPrefix(body[end:], dashes)) {
-			part(body[begin:i])
-			begin = end
+		digest.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+		digest.Write(part)
+		if !found {
+			return digest.Sum(nil)
 		}
+		body = rest
 	}
-	if begin == 0 {
-		return nil
-	}
-	part(body[begin:])
-	return digest.Sum(nil)
+}
+
+var newLine = []byte("\r\n")
+
+// endsDelimiter reports whether what follows a boundary ends its line.
+func endsDelimiter(rest []byte) bool {
+	rest, last := bytes.CutPrefix(rest, []byte("--"))
+	return bytes.HasPrefix(rest, newLine) || last && len(rest) == 0
 }

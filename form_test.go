@@ -169,6 +169,8 @@ func TestBoundaryDoesNotCount(t *testing.T) {
 		"a line like a boundary":        {part("abc", "\r\n--abcd"), part("xyz", "\r\n--xyzd"), false},
 		"a line end like a boundary":    {part("abc", "\n--abc\n"), part("xyz", "\n--xyz\n"), false},
 		"an empty line before":          {post("abc", whole), post("abc", "\r\n"+whole), false},
+		"a line with a space after it":  {part("abc", "\r\n--xyz \r\n"), part("xyz", "\r\n--xyz \r\n"), false},
+		"a first line that ends short":  {post("abc", "--xyz\n\r\n"+multipartBody("abc", "10", "")), post("xyz", "--xyz\n\r\n"+multipartBody("xyz", "10", "")), false},
 		"no boundary in the body":       {post("abc", "amount=10"), request("k", "amount=10"), true},
 		"no boundary, another body":     {post("abc", "amount=10"), post("xyz", "amount=9999"), false},
 		"no boundary in the type":       {typed("multipart/form-data", whole), request("k", whole), true},
