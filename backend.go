@@ -74,6 +74,7 @@ type Backend interface {
 	// longer than what the key holds: progress only grows. A Renew that neither
 	// brings a record back nor carries more progress takes no room in the store.
 	// A record that is brought back has the progress that Renew was given.
+	// While one Renew of a claim hangs, another may be called.
 	Renew(ctx context.Context, key Key, claim Claim, terms Terms, progress []byte) error
 
 	// Complete replaces the claim by the response and keeps that for expiry. It
