@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -307,13 +308,12 @@ func TestOutageOfNineTenthsOfALease(t *testing.T) {
 						down := time.Now().Add(lease + time.Duration(moment)*lease/50)
 						up := down.Add(9 * lease / 10)
 						renew := backend.renew
-						tries := 0
+						var tries atomic.Int32
 						backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
 							if now := time.Now(); now.Before(down) || !now.Before(up) {
 								return renew(ctx, key, claim, terms, progress)
 							}
-							tries++
-							return outage(tries, func() error {
+							return outage(int(tries.Add(1)), func() error {
 								<-ctx.Done()
 								return ctx.Err()
 							})
@@ -332,7 +332,7 @@ func TestOutageOfNineTenthsOfALease(t *testing.T) {
 							require.NotNil(t, rec, "lost %v after the outage began", time.Since(down))
 						}
 						<-served
-						require.Greater(t, tries, 30)
+						require.Greater(t, tries.Load(), int32(30))
 						time.Sleep(time.Hour) // until nothing is left to be released
 					})
 				}
@@ -472,6 +472,7 @@ func TestReleasedAgain(t *testing.T) {
 				synctest.Wait()
 				require.Equal(t, tt.traces[:2], traces)
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				require.Equal(t, tt.traces, traces)
 				if tt.traces[0] == 0 {
 					require.Nil(t, lookup(t, backend, "k"))
