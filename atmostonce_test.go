@@ -264,6 +264,7 @@ func TestAtMostOnceFailedClaim(t *testing.T) {
 
 // The terms are those of the mode, in every verb.
 func TestTerms(t *testing.T) {
+	recovery := with(idempotency.WithRecovery((&shop{}).recovery))
 	for name, tt := range map[string]struct {
 		opts                       []idempotency.Option
 		terms                      idempotency.Terms
@@ -275,6 +276,8 @@ func TestTerms(t *testing.T) {
 		"at most once":           {with(idempotency.WithAtMostOnce()), traced(30*time.Second, 24*time.Hour), 24 * time.Hour, 0, 24 * time.Hour},
 		"at most once, an hour":  {with(idempotency.WithAtMostOnce(), idempotency.WithExpiry(time.Hour)), traced(30*time.Second, time.Hour), time.Hour, 0, time.Hour},
 		"at most once, for ever": {with(idempotency.WithAtMostOnce(), idempotency.WithExpiry(0)), traced(30*time.Second, idempotency.Forever), idempotency.Forever, 0, idempotency.Forever},
+		"recovery":               {recovery, idempotency.Terms{Lease: 30 * time.Second, Trace: 24 * time.Hour, TakeOver: true}, 24 * time.Hour, 0, 24 * time.Hour},
+		"recovery, for ever":     {append(recovery, idempotency.WithExpiry(0)), idempotency.Terms{Lease: 30 * time.Second, Trace: idempotency.Forever, TakeOver: true}, idempotency.Forever, 0, idempotency.Forever},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -22,7 +22,8 @@ const (
 
 // tryClaim claims the key once, whatever becomes of the client. A claim whose
 // reply came late may have little left of its lease, or nothing: it is renewed
-// before anything runs.
+// before anything runs. One that may take over is sent again: a renewal would not tell
+// that another run began meanwhile, and was interrupted.
 func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
 	defer b.stop()
 	x.leaseFrom = time.Now()
@@ -33,14 +34,19 @@ func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
 	late := new(bounded)
 	defer late.stop()
 	x.leaseFrom = time.Now()
-	err = x.h.backend.Renew(late.begin(x, x.leaseFrom, min(callTime, x.h.lease/2)), x.storageKey, x.claim, x.h.terms, nil)
+	ctx := late.begin(x, x.leaseFrom, min(callTime, x.h.lease/2))
+	if x.h.terms.TakeOver {
+		held, claimed, err = x.h.backend.Claim(ctx, x.storageKey, x.claim, x.h.terms)
+	} else {
+		err = x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.terms, nil)
+	}
 	switch {
 	case err != nil:
 		return Record{}, false, fmt.Errorf("%w, and not renewed: %w", errLate, err)
-	case time.Since(x.leaseFrom) > x.h.lease/2:
+	case claimed && time.Since(x.leaseFrom) > x.h.lease/2:
 		return Record{}, false, fmt.Errorf("%w, and so was its renewal", errLate)
 	}
-	return held, true, nil
+	return held, claimed, nil
 }
 
 var errLate = errors.New("idempotency: claim was answered late for its lease")

@@ -21,6 +21,7 @@ type config struct {
 	fingerprintOff  bool
 	lease           time.Duration
 	atMostOnce      bool
+	recovery        func(next http.Handler) http.Handler // nil is none
 	wait            time.Duration
 	bufferLimit     int
 
@@ -61,6 +62,8 @@ func newConfig(opts []Option, transactional bool) config {
 		opt(&c)
 	}
 	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
+	must(c.recovery == nil || !c.atMostOnce, "WithRecovery", "cannot be had together with WithAtMostOnce")
+	must(c.recovery == nil || !c.failOpen, "WithRecovery", "cannot be had together with WithFailOpen")
 	if c.contentTypes == nil {
 		c.contentTypes, c.everyType = []string{mediaTypeJSON}, transactional
 	}
@@ -68,10 +71,21 @@ func newConfig(opts []Option, transactional bool) config {
 		c.expiry = Forever
 	}
 	c.terms.Lease = c.lease
-	if c.atMostOnce {
+	c.terms.TakeOver = c.recovery != nil
+	if c.atMostOnce || c.terms.TakeOver {
 		c.terms.Trace = c.expiry
 	}
 	return c
+}
+
+// recovering returns the handler of WithRecovery around next, or next itself.
+func (c *config) recovering(next http.Handler) http.Handler {
+	if c.recovery == nil {
+		return next
+	}
+	h := c.recovery(next)
+	must(h != nil, "WithRecovery", "nil handler")
+	return h
 }
 
 // must panics with the name of the option whose value is bad.

@@ -33,7 +33,8 @@ var derivedKeys = uuid.MustParse("b0c3a4a6-63a5-4be6-8a2b-6cbb1c8c1a3e")
 // UUID (RFC 9562, section 5.5) made from the scope, the client's key and name:
 // the same on every attempt of this request and in every release, another for
 // each name. If a handler is run again after a crash, the provider sees the
-// same key again and does not act twice. It is "" if there is no key.
+// same key again and does not act twice; a recovery ([WithRecovery]) asks it by that
+// key. It is "" if there is no key.
 func DeriveKey(ctx context.Context, name string) string {
 	x := fromContext(ctx)
 	if x == nil {
@@ -46,7 +47,8 @@ func DeriveKey(ctx context.Context, name string) string {
 // the key is to be released, so that a retry runs the handler again: after a
 // time-out upstream, say, before anything was done. The key's fingerprint is
 // forgotten with it: the next request with the key may be another one. If the
-// outcome is unknown, answer without it. It takes effect until the
+// outcome is unknown, answer without it. In a recovery ([WithRecovery]) the key stays
+// interrupted, and a retry recovers again. It takes effect until the
 // handler returns, and may be called from any goroutine. What is written or flushed
 // afterwards is sent at once. Without a key it does nothing.
 func NoStore(ctx context.Context) {

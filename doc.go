@@ -19,7 +19,8 @@
 //   - the key has a response: it is replayed.
 //   - the key belongs to a request that still runs: 409 [ErrOutstanding].
 //   - the key belongs to a run that ended without an answer: 409
-//     [ErrInterrupted], with [WithAtMostOnce]; without, the key is free again.
+//     [ErrInterrupted], with [WithAtMostOnce]; the recovery runs, with
+//     [WithRecovery]; without either, the key is free again.
 //   - the key came before with another method, path, query or body: 422
 //     [ErrKeyReused].
 //   - the backend fails: 503 [ErrUnavailable], and the handler does not run.
@@ -41,8 +42,8 @@
 // A response that will not be stored leaves nothing for a retry to find. Once its
 // header is passed on, the context ends with the client, as without the
 // middleware: an event stream does not outlive its client. [NoStore] alone does not
-// begin that. With [WithAtMostOnce] and with a [Transactor] the context never ends
-// with the client.
+// begin that. With [WithAtMostOnce], [WithRecovery] and a [Transactor] the context never
+// ends with the client.
 //
 // Its request says Accept-Encoding: identity unless every type is stored: what is
 // encoded inside could not be stored, and compression belongs outside.
@@ -59,7 +60,8 @@
 // that share a [Backend], one runs its handler. It runs again only after a
 // response that was not stored, a panic, or the loss of its claim: a process
 // that died, or a store that lost data. With [WithAtMostOnce] it runs again,
-// within the expiry, only after [NoStore] or if the store lost data. Neither
-// can tell how far a handler came before its process died: pass [DeriveKey] on
+// within the expiry, only after [NoStore] or if the store lost data. With
+// [WithRecovery] a function of yours runs in its place. The middleware cannot
+// tell how far a handler came before its process died: pass [DeriveKey] on
 // to what it calls.
 package idempotency

@@ -18,7 +18,8 @@ var (
 	// gets 409 with Retry-After.
 	ErrOutstanding = errors.New("idempotency: request with this key is outstanding")
 	// ErrInterrupted is a retry of a request whose run ended without an answer,
-	// with [WithAtMostOnce]. The client gets 409 without Retry-After.
+	// with [WithAtMostOnce], or after it in a process without [WithRecovery]. The client
+	// gets 409 without Retry-After.
 	ErrInterrupted = errors.New("idempotency: request with this key was interrupted")
 	// ErrBodyUnreadable is a request whose body broke off before the handler ran.
 	// The client gets 400, or 413 if the cause is an [http.MaxBytesError].

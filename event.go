@@ -20,6 +20,8 @@ type Event struct {
 	Reason Reason
 	// Status is the status code that was sent; 0 if none was.
 	Status int
+	// Recovered is true if the handler of [WithRecovery] ran, whatever Outcome is.
+	Recovered bool
 	// Duration is how long the request took, from its arrival at the middleware
 	// until it was answered, its handler included.
 	Duration time.Duration
@@ -47,7 +49,8 @@ const (
 	Replayed Outcome = "replayed"
 	// Outstanding is a duplicate of a request that still runs: 409.
 	Outstanding Outcome = "outstanding"
-	// Interrupted is a retry of a request whose run ended without an answer: 409.
+	// Interrupted is a retry of a request whose run ended without an answer, and that
+	// does not recover it: 409.
 	Interrupted Outcome = "interrupted"
 	// Reused is a key that came before with another request: 422.
 	Reused Outcome = "reused"

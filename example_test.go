@@ -211,3 +211,33 @@ func ExampleKeyFromContext() {
 	// Output:
 	// 200 {"key":"8e03978e","ok":true}
 }
+
+func ExampleWithRecovery() {
+	charged := make(map[string]int) // At the payment processor, which takes keys.
+	pay := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		charged[idempotency.DeriveKey(r.Context(), "charge")] = 100
+		fmt.Println("the card is charged")
+		panic("and then the process dies")
+	})
+	ask := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			amount, ok := charged[idempotency.DeriveKey(r.Context(), "charge")]
+			if !ok { // The run before did not come that far.
+				next.ServeHTTP(w, r)
+				return
+			}
+			fmt.Fprintf(w, `{"charged":%d}`, amount)
+		})
+	}
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithRecovery(ask))(pay)
+	func() {
+		defer func() { recover() }() // As net/http does.
+		post(h, "1", "")
+	}()
+	post(h, "1", "")
+	post(h, "1", "")
+	// Output:
+	// the card is charged
+	// 200 {"charged":100}
+	// 200 {"charged":100} (replayed)
+}

@@ -33,7 +33,8 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
-		return &handler{config: c, backend: backend, transactor: transactor, shared: shared, next: next}
+		recovering := c.recovering(next)
+		return &handler{config: c, backend: backend, transactor: transactor, shared: shared, next: next, recovering: recovering}
 	}
 }
 
@@ -64,7 +65,8 @@ type handler struct {
 	backend    Backend
 	transactor Transactor // the backend; nil if it is none
 	shared
-	next http.Handler
+	next       http.Handler
+	recovering http.Handler // runs in place of next where its claim took over
 }
 
 // shared is what the handlers of one New share.
@@ -84,6 +86,7 @@ type exchange struct {
 	plainKey   Key // of scope and key
 	storageKey Key // the same, but for a second header of one chain
 	claim      Claim
+	recovers   bool      // The claim took over the key of an interrupted run.
 	leaseFrom  time.Time // when the call was sent that the lease counts from
 	claiming   bounded   // the context of the first Claim
 	panicked   *Event    // what is observed if the handler panics; nil if nobody observes
@@ -114,6 +117,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return // Another instance serves the request, and observes it.
 		}
 		event.Request, event.Key, event.StorageKey, event.Duration = r, key, x.storageKey, time.Since(start)
+		event.Recovered = x.recovers
 		for _, observe := range h.observers {
 			observe(r.Context(), event)
 		}
@@ -152,7 +156,8 @@ var errNested = errors.New("idempotency: two instances in one chain serve the sa
 
 // agrees returns an error if h, inside of outer, cannot step aside for it.
 func (h *handler) agrees(outer *handler) error {
-	if h.atMostOnce != outer.atMostOnce || h.transactor != nil && !same(h.transactor, outer.transactor) {
+	otherMode := h.atMostOnce != outer.atMostOnce || h.terms.TakeOver != outer.terms.TakeOver
+	if otherMode || h.transactor != nil && !same(h.transactor, outer.transactor) {
 		return errNested
 	}
 	return nil
@@ -223,6 +228,7 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, held Record, c
 	case err != nil:
 		return x.unavailable(w, r, err)
 	case claimed:
+		x.recovers = held.State == StateInterrupted
 		return x.newRun().serve(w, r)
 	case !held.Claim.matches(x.claim):
 		return x.refuse(w, r, Reused, ErrKeyReused)

@@ -134,6 +134,7 @@ func TestNestedInstancesDisagree(t *testing.T) {
 	l, other := newLedger(never), newLedger(never)
 	memory, another := idempotency.NewMemory(), idempotency.NewMemory()
 	once := with(idempotency.WithAtMostOnce())
+	recovery := with(idempotency.WithRecovery(func(next http.Handler) http.Handler { return next }))
 	xKey := idempotency.WithHeader("X-Key")
 	tests := map[string]struct {
 		outer, inner         idempotency.Backend
@@ -149,6 +150,12 @@ func TestNestedInstancesDisagree(t *testing.T) {
 		"other settings":                      {memory, memory, nil, with(idempotency.WithExpiry(time.Hour), every), 201, 1},
 		"at most once inside":                 {memory, memory, nil, once, 500, 0},
 		"at most once outside":                {memory, memory, once, nil, 500, 0},
+		"recovery, both":                      {memory, memory, recovery, recovery, 201, 1},
+		"recovery inside":                     {memory, memory, nil, recovery, 500, 0},
+		"recovery outside":                    {memory, memory, recovery, nil, 500, 0},
+		"recovery inside at most once":        {memory, memory, once, recovery, 500, 0},
+		"at most once inside recovery":        {memory, memory, recovery, once, 500, 0},
+		"recovery inside, another header":     {memory, memory, nil, append(recovery, xKey), 201, 1},
 		"a Transactor inside":                 {memory, l, nil, nil, 500, 0},
 		"two Transactors":                     {other, l, nil, nil, 500, 0},
 		"a wrapped Transactor inside":         {l, unwrappedTransactor{unwrapped{plain{l}}}, nil, nil, 500, 0},

@@ -96,8 +96,8 @@ func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
 }
 
 // WithLease sets how long a claim outlives its process: if the process dies,
-// a retry can run the handler again one lease later. While the handler runs the
-// claim is renewed every twentieth of its lease, and every fortieth while that
+// a retry can run the handler again, or recover, one lease later. While the handler
+// runs the claim is renewed every twentieth of its lease, and every fortieth while that
 // fails or hangs, so that a lease need not be as long as the slowest handler. No
 // claim is lost to a process that is paused, or to a store that is out of reach,
 // for up to 0.9 of a lease. After more than that, a retry may run the handler
@@ -129,12 +129,36 @@ func WithAtMostOnce() Option {
 	return func(c *config) { c.atMostOnce = true }
 }
 
+// WithRecovery recovers what a run without an answer has begun. A crash, a panic and
+// a response that is not stored leave the key interrupted for the expiry. A retry then
+// runs f(next) in place of next, the handler that the middleware wraps. It finds out
+// downstream what the run before has done: [DeriveKey] returns the same keys again. Then
+// it answers, and its response is stored as any other; or it calls next, to run the
+// handler again. It must expect that all was done before, or a part, or nothing.
+//
+// After a crash a retry recovers one lease later. Only one of many retries recovers,
+// under a claim of its own; until it has answered, the others get [ErrOutstanding], or
+// wait. A recovery that crashes, panics or is not stored is recovered in turn. An owner
+// that was merely slow, and comes back late, cannot replace what the recovery answers.
+// [NoStore] frees the key in a run that recovers nothing; in a recovery it leaves
+// the key interrupted, because the run before may have done something.
+//
+// f is called once for each handler that the middleware wraps, and its handler is called
+// from many goroutines. WithRecovery cannot be had together with [WithAtMostOnce] or
+// [WithFailOpen]. The default is to run the handler again.
+func WithRecovery(f func(next http.Handler) http.Handler) Option {
+	return func(c *config) {
+		must(f != nil, "WithRecovery", "nil function")
+		c.recovery = f
+	}
+}
+
 // WithWait lets a duplicate of an outstanding request wait for up to d, or until
 // its client leaves, for the first one's response. If the first releases its
-// claim, the duplicate runs the handler. The store is asked about five times a second for
-// each key that is waited for, by each process. While a duplicate waits, it holds its body,
-// up to the limit of [WithBufferLimit]. The default is 0: it gets 409 and
-// [ErrOutstanding] at once.
+// claim, the duplicate runs the handler, or recovers ([WithRecovery]). The store is asked
+// about five times a second for each key that is waited for, by each process. While a
+// duplicate waits, it holds its body, up to the limit of [WithBufferLimit]. The default is
+// 0: it gets 409 and [ErrOutstanding] at once.
 func WithWait(d time.Duration) Option {
 	return func(c *config) {
 		must(d >= 0, "WithWait", "negative duration")
@@ -203,8 +227,8 @@ func WithContentTypes(types ...string) Option {
 // WithStoreIf stores only the responses for which f returns true, of those that
 // could be stored otherwise; f is asked when the handler writes its header, and
 // may neither keep nor change it. It is called from many goroutines. A response
-// that is not stored frees the key; with [WithAtMostOnce] it leaves the key
-// interrupted.
+// that is not stored frees the key; with [WithAtMostOnce] or [WithRecovery] it leaves
+// the key interrupted.
 // The default is to store every status, as Stripe does: a retry of a request
 // that failed is told how it failed.
 func WithStoreIf(f func(status int, header http.Header) bool) Option {
@@ -228,8 +252,8 @@ func WithHeaderFilter(f func(name string) bool) Option {
 
 // WithFailOpen runs the handler unprotected if the backend fails before it
 // runs: for services that would rather do something twice than not at all. It
-// cannot be had together with [WithAtMostOnce]. The default is to fail closed:
-// 503 and [ErrUnavailable].
+// cannot be had together with [WithAtMostOnce] or [WithRecovery]. The default is to fail
+// closed: 503 and [ErrUnavailable].
 func WithFailOpen() Option {
 	return func(c *config) { c.failOpen = true }
 }

@@ -1,6 +1,7 @@
 package idempotency_test
 
 import (
+	"net/http"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 func TestBadOptions(t *testing.T) {
 	memory := idempotency.NewMemory()
+	same := func(next http.Handler) http.Handler { return next }
 	const badType = "idempotency: WithContentTypes: malformed media type (give it without parameters and wildcards)"
 	tests := map[string]struct {
 		opts []idempotency.Option
@@ -41,6 +43,10 @@ func TestBadOptions(t *testing.T) {
 		"WithLogger":                 {with(idempotency.WithLogger(nil)), "idempotency: WithLogger: nil logger"},
 		"WithAtMostOnce":             {with(idempotency.WithFailOpen(), idempotency.WithAtMostOnce()), "idempotency: WithAtMostOnce: cannot be had together with WithFailOpen"},
 		"WithAtMostOnce first":       {with(idempotency.WithAtMostOnce(), idempotency.WithFailOpen()), "idempotency: WithAtMostOnce: cannot be had together with WithFailOpen"},
+		"WithRecovery nil":           {with(idempotency.WithRecovery(nil)), "idempotency: WithRecovery: nil function"},
+		"WithRecovery, at most once": {with(idempotency.WithRecovery(same), idempotency.WithAtMostOnce()), "idempotency: WithRecovery: cannot be had together with WithAtMostOnce"},
+		"at most once, WithRecovery": {with(idempotency.WithAtMostOnce(), idempotency.WithRecovery(same)), "idempotency: WithRecovery: cannot be had together with WithAtMostOnce"},
+		"WithRecovery, fail open":    {with(idempotency.WithRecovery(same), idempotency.WithFailOpen()), "idempotency: WithRecovery: cannot be had together with WithFailOpen"},
 		"nil option":                 {with(nil), "idempotency: New: nil option"},
 	}
 	for name, tt := range tests {

@@ -53,6 +53,7 @@ func TestContextAfterTheClientLeft(t *testing.T) {
 		{"NoStore after a write", nil, nil, script{asJSON, says("{}"), noStore}, false},
 		{"at most once", atMostOnce, nil, script{asEvents, event, flush}, false},
 		{"at most once, NoStore", atMostOnce, nil, script{noStore, asEvents, event, flush}, false},
+		{"recovery", with(idempotency.WithRecovery((&shop{}).recovery)), nil, script{asEvents, event, flush}, false},
 		{"a transaction", types("application/json"), newLedger(never), script{asEvents, code(404), event, flush}, false},
 	} {
 		for _, left := range []string{"before", "afterwards"} {

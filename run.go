@@ -149,9 +149,9 @@ func (x *run) serveNext(r *http.Request, ctx context.Context) {
 	x.runNext(&x.rec, &x.request)
 }
 
-// runNext runs the handler with a copy of the request, to which it gives the body.
-// Afterwards it does for the request what a mux and net/http would have done: it
-// copies the Pattern, and removes multipart files.
+// runNext runs the handler, or the recovery, with a copy of the request, to which it
+// gives the body. Afterwards it does for the request what a mux and net/http would have
+// done: it copies the Pattern, and removes multipart files.
 func (x *exchange) runNext(w http.ResponseWriter, r *http.Request) {
 	x.body.give(r)
 	defer func() {
@@ -159,6 +159,10 @@ func (x *exchange) runNext(w http.ResponseWriter, r *http.Request) {
 		x.body.request.Pattern = r.Pattern // For metrics outside, and for observers.
 		removeFiles(r, x.body.request)
 	}()
+	if x.recovers {
+		x.h.recovering.ServeHTTP(w, r)
+		return
+	}
 	x.h.next.ServeHTTP(w, r)
 }
 

@@ -32,7 +32,8 @@ import (
 //     options say otherwise.
 //   - A status of 500 or more, [idempotency.NoStore] and a panic undo the writes
 //     and release the claim: a retry is processed afresh. (With
-//     [idempotency.WithAtMostOnce] only NoStore frees the key.)
+//     [idempotency.WithAtMostOnce] only NoStore frees the key. With
+//     [idempotency.WithRecovery] the retry recovers.)
 //   - A response that is not stored because of what it is (too large,
 //     with trailers) or because WithStoreIf or WithContentTypes do not want it,
 //     undoes the writes. From 400 on it is sent; below, the client gets 500.

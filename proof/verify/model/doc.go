@@ -36,9 +36,9 @@
 //
 // It does here what [idempotency.New] makes it do: a claim that failed is
 // released, once, and answered with 503; a request that is refused may look
-// again, as with WithWait; one that was answered late renews its claim first; a
-// handler runs and is renewed; its response completes the claim, tried until it is
-// answered or given up; a panic or a response that is not to be stored releases it,
+// again, as with WithWait; one that was answered late renews its claim first, or
+// sends it again if it may take over; a handler runs and is renewed; its response
+// completes the claim, tried until it is answered or given up; a panic or a response that is not to be stored releases it,
 // with a trace or without one, as the mode has it. What a message does is the contract
 // of [idempotency.Backend].
 //

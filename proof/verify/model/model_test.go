@@ -47,9 +47,6 @@ func TestProtocol(t *testing.T) {
 			if mode == again && c.Mixed {
 				continue // It is no different there.
 			}
-			if c.Recovery && c.Timely && c.Resent {
-				continue // TestLateClaim has it.
-			}
 			for c.Requests = 1; c.Requests <= 3; c.Requests++ {
 				t.Run(fmt.Sprintf("%s, %s, %d requests", mode.Mode(), variant.name, c.Requests), func(t *testing.T) {
 					result := model.Explore(c)
@@ -72,19 +69,6 @@ func TestDataLoss(t *testing.T) {
 	}
 }
 
-// TestLateClaim shows a weakness of recovery. A claim that was answered late is
-// renewed, and a renewal does not tell that the claim took over. Where a Claim arrives
-// a second time, after another run of the key was interrupted, its request runs as a
-// first one.
-func TestLateClaim(t *testing.T) {
-	c := recovery
-	c.Requests, c.Timely, c.Resent = 2, true, true
-	result := model.Explore(c)
-	require.Contains(t, result.Broken, "what was interrupted is recovered")
-	require.Contains(t, strings.Join(result.Trace, "\n"), "was answered late")
-	t.Log(told(result))
-}
-
 // TestMutants demands a counterexample for each rule of the protocol.
 func TestMutants(t *testing.T) {
 	const (
@@ -98,13 +82,14 @@ func TestMutants(t *testing.T) {
 		oneAtATime = "one run at a time"
 	)
 	var (
-		noStore    = func(c *model.Config) { c.NoStore = true }
-		resent     = func(c *model.Config) { c.Resent = true }
-		mixed      = func(c *model.Config) { c.Mixed = true }
-		reused     = func(c *model.Config) { c.Reused = true }
-		timely     = func(c *model.Config) { c.Timely = true }
-		answered   = func(c *model.Config) { c.Answered, c.NoCrash, c.Timely = true, true, true }
-		unmodified = func(*model.Config) {}
+		noStore      = func(c *model.Config) { c.NoStore = true }
+		resent       = func(c *model.Config) { c.Resent = true }
+		mixed        = func(c *model.Config) { c.Mixed = true }
+		reused       = func(c *model.Config) { c.Reused = true }
+		timely       = func(c *model.Config) { c.Timely = true }
+		timelyResent = func(c *model.Config) { c.Timely, c.Resent = true, true }
+		answered     = func(c *model.Config) { c.Answered, c.NoCrash, c.Timely = true, true, true }
+		unmodified   = func(*model.Config) {}
 	)
 	tests := []struct {
 		mutant   model.Mutant
@@ -162,6 +147,7 @@ func TestMutants(t *testing.T) {
 		{model.RecoversAsFirst, 2, recovery, unmodified, recovered},
 		{model.LateClaimRuns, 2, again, timely, oneAtATime},
 		{model.LateClaimRuns, 2, recovery, timely, oneAtATime},
+		{model.LateClaimRenews, 2, recovery, timelyResent, recovered},
 		{model.RenewalStops, 2, again, timely, oneAtATime},
 		{model.RenewalStops, 2, recovery, timely, oneAtATime},
 		{model.RenewNotAwaited, 1, again, answered, "no renewal after the release"},

@@ -40,6 +40,7 @@ const (
 	InterruptedRuns Mutant = "a request that is told of an interrupted one runs its handler"
 	RecoversAsFirst Mutant = "a request whose claim took over runs as a first one"
 	LateClaimRuns   Mutant = "a claim that was answered late runs its handler"
+	LateClaimRenews Mutant = "a claim that took over, or may have, and was answered late is renewed"
 	RenewalStops    Mutant = "a run is no longer renewed"
 	RenewNotAwaited Mutant = "Release does not wait for a renewal"
 	PanicFrees      Mutant = "a panic frees the key"

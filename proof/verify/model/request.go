@@ -38,6 +38,10 @@ func (c Config) moves(s state, i int) []step {
 			m.add("runs all the same", claimed, 0)
 		}
 	case claimed:
+		if c.Timely && r.late && c.takesOver(i) && c.Mutant != LateClaimRuns && c.Mutant != LateClaimRenews {
+			m.add("was answered late, and sends Claim again", claiming, claim)
+			break
+		}
 		if c.Timely && r.late && c.Mutant != LateClaimRuns {
 			m.add("was answered late, and sends Renew", renewing, renew)
 			break
