@@ -84,12 +84,13 @@ func TestRecoveryBesideALateOwner(t *testing.T) {
 	for name, late := range map[string]script{"with an answer": {}, "without one": {noStore}, "with a panic": {panics("late")}} {
 		for _, back := range []string{"while the recovery runs", "afterwards"} {
 			t.Run(name+", "+back, func(t *testing.T) {
+				t.Parallel()
 				forEachBackend(t, func(t *testing.T, newBackend func(*testing.T) idempotency.Backend) {
 					backend, s, es := newBackend(t), &shop{}, &events{}
 					slow := newHooked() // It is cut off from the store while its handler runs.
 					slow.claim, slow.complete, slow.release = backend.Claim, backend.Complete, backend.Release
 					slow.renew = newCounted(always("renew")).renew
-					opts := with(idempotency.WithLease(time.Second), idempotency.WithWait(time.Minute))
+					opts := with(idempotency.WithLease(500*time.Millisecond), idempotency.WithWait(time.Minute))
 					running, goOn, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
 					s.after = func(w http.ResponseWriter, r *http.Request) {
 						close(running)

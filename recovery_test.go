@@ -170,9 +170,10 @@ func TestRecoveryOfNothing(t *testing.T) {
 // A process that dies leaves its key interrupted one lease later; recoveries that die
 // do so too. One that waits recovers then.
 func TestRecoveryAfterACrash(t *testing.T) {
+	t.Parallel()
 	forEachBackend(t, func(t *testing.T, newBackend func(*testing.T) idempotency.Backend) {
 		backend, s, es := newBackend(t), &shop{}, &events{}
-		opts := with(idempotency.WithLease(time.Second), idempotency.WithWait(time.Minute))
+		opts := with(idempotency.WithLease(500*time.Millisecond), idempotency.WithWait(time.Minute))
 		for n := range 3 {
 			dead := newCounted(never)
 			dead.claim, dead.renew = backend.Claim, backend.Renew
