@@ -9,8 +9,6 @@ import (
 	"reflect"
 	"slices"
 	"time"
-
-	"github.com/idempotency-go/idempotency/internal/gate"
 )
 
 // New returns middleware that serves the requests with a key and keeps their
@@ -28,13 +26,14 @@ func New(backend Backend, opts ...Option) func(http.Handler) http.Handler {
 	}
 	transactor := transactorOf(backend)
 	c := newConfig(opts, transactor != nil)
-	shared := shared{new(warnings), new(waits), gate.New(renewalsAtOnce)}
+	warnings, waits := new(warnings), new(waits)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("idempotency: New: nil handler to wrap")
 		}
 		recovering := c.recovering(next)
-		return &handler{config: c, backend: backend, transactor: transactor, shared: shared, next: next, recovering: recovering}
+		return &handler{config: c, backend: backend, transactor: transactor, warnings: warnings, waits: waits,
+			next: next, recovering: recovering}
 	}
 }
 
@@ -64,16 +63,10 @@ type handler struct {
 	config
 	backend    Backend
 	transactor Transactor // the backend; nil if it is none
-	shared
+	warnings   *warnings
+	waits      *waits
 	next       http.Handler
 	recovering http.Handler // runs in place of next where its claim took over
-}
-
-// shared is what the handlers of one New share.
-type shared struct {
-	warnings *warnings
-	waits    *waits
-	renewing gate.Gate
 }
 
 // exchange is a request with a key, on its way through the middleware. It is also

@@ -14,11 +14,6 @@ const (
 	tries    = 40 // in a lease, if none succeeds
 )
 
-// renewalsAtOnce is how many tries are under way at once in what one [New] has made, but for
-// those that take longer than the time between two. More would wait for each other in the
-// store, or for a connection, until their time is over.
-const renewalsAtOnce = 64
-
 // tryTime bounds one try to renew a claim. Others begin beside it.
 func tryTime(lease time.Duration) time.Duration { return min(lease/3, callTime) }
 
@@ -28,7 +23,6 @@ type renewal struct {
 	mu      sync.Mutex
 	timer   *time.Timer
 	stopped bool
-	waiting bool          // A try waits for its place.
 	tried   time.Time     // when the last try was sent
 	failing bool          // The last try that ended has failed.
 	unknown time.Time     // when the last try ended of which it is not known what it did
@@ -48,9 +42,6 @@ func (x *run) startRenewal() {
 // context ends.
 func (x *run) renew() {
 	l := &x.renewal
-	l.await()
-	leave := x.h.renewing.Enter(x.h.lease / tries)
-	defer leave()
 	sent, ok := l.begin(x.h.lease)
 	if !ok {
 		return
@@ -69,18 +60,10 @@ func (x *run) renew() {
 	}
 }
 
-// await tells that a try waits for its place: it is the only one.
-func (l *renewal) await() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.waiting = true
-}
-
 // begin begins a try, unless it is too late, and sees to the next.
 func (l *renewal) begin(lease time.Duration) (sent time.Time, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.waiting = false
 	if l.stopped {
 		return sent, false
 	}
@@ -105,7 +88,7 @@ func (l *renewal) end(sent time.Time, err error, lease time.Duration) (first boo
 		return first
 	}
 	l.failing = false
-	if !l.stopped && !l.waiting {
+	if !l.stopped {
 		next := sent.Add(lease / renewals)
 		if soonest := l.tried.Add(lease / tries); next.Before(soonest) {
 			next = soonest // A reply that comes late does not hurry the tries.

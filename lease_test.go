@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -357,54 +356,6 @@ func TestRenewalsThatAreSlow(t *testing.T) {
 		})), request("k", "b"))
 		require.EqualValues(t, 2*40-2, backend.renews.Load())
 	})
-}
-
-// Many claims do not send more at once than a store can take: those that wait their turn
-// have their whole time when it comes, and one of each claim waits.
-func TestRenewalsOfManyClaims(t *testing.T) {
-	const claims, lease = 1000, 40 * time.Second
-	for roundTrip, atOnce := range map[time.Duration]int{500 * time.Millisecond: 64, 1500 * time.Millisecond: 2 * 64} {
-		synctest.Test(t, func(t *testing.T) {
-			backend := newCounted(never)
-			var mu sync.Mutex
-			var now, most int
-			renew := backend.renew
-			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
-				deadline, _ := ctx.Deadline()
-				require.Equal(t, 5*time.Second, time.Until(deadline))
-				mu.Lock()
-				now++
-				most = max(most, now)
-				mu.Unlock()
-				time.Sleep(roundTrip)
-				mu.Lock()
-				now--
-				mu.Unlock()
-				return renew(ctx, key, claim, terms, progress)
-			}
-			h := idempotency.New(backend, idempotency.WithLease(lease), quiet)(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-				time.Sleep(3 * lease)
-				require.NoError(t, r.Context().Err())
-			}))
-			before := runtime.NumGoroutine()
-			var served sync.WaitGroup
-			for i := range claims {
-				served.Go(func() { send(h, request(fmt.Sprint(i), "b")) })
-			}
-			for range 29 {
-				time.Sleep(lease / 10)
-				for i := range claims {
-					require.NotNil(t, lookup(t, backend, fmt.Sprint(i)))
-				}
-				require.LessOrEqual(t, runtime.NumGoroutine()-before, 2*claims+atOnce)
-			}
-			served.Wait()
-			require.LessOrEqual(t, most, atOnce)
-			ended := backend.renews.Load()
-			time.Sleep(time.Hour)
-			require.Equal(t, ended, backend.renews.Load())
-		})
-	}
 }
 
 // A row of faults is one line in the log, and the next row is another.

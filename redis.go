@@ -66,7 +66,7 @@ func WithPrefix(p string) RedisOption {
 // *redis.Client or a *redis.ClusterClient: they have a connection of their own, or
 // one to each node, with the client's options, but without its hooks, its limiter and
 // its cache. It is made when a claim is first renewed. Renewals that are due together
-// are sent together; while some hang there are more connections, at most 64. They are
+// are sent together; while some hang there are more connections, at most 256. They are
 // closed when the backend is no longer used. Any other client renews by itself: give
 // it ContextTimeoutEnabled, and a pool that has room for that.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {

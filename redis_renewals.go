@@ -13,9 +13,11 @@ import (
 
 const (
 	// renewalConns is how many connections there may be for renewals: one, and those that hang.
-	renewalConns = 64
+	renewalConns = 256
 	// leastBatchTime bounds a batch of renewals that have a short lease.
-	leastBatchTime = time.Second
+	leastBatchTime = 500 * time.Millisecond
+	// mostIdle is how long a connection is kept at most that is not used.
+	mostIdle = 3 * time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
 	renewalBuffer = 4 << 10
 )
@@ -101,7 +103,7 @@ func setForRenewals(o *redis.Options, lease time.Duration) {
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
-	o.ConnMaxIdleTime = lease / 10
+	o.ConnMaxIdleTime = min(lease/10, mostIdle)
 	o.DialTimeout = min(o.DialTimeout, batchTime(lease))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)

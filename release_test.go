@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/idempotency-go/idempotency"
 	"github.com/stretchr/testify/require"
@@ -118,4 +120,24 @@ func TestReleaseFails(t *testing.T) {
 			require.ErrorIs(t, e.Err, errDown)
 		})
 	}
+}
+
+// A release that failed is sent again later: at most once, NoStore alone frees the key.
+func TestReleaseThatFailedIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCounted(func(verb string, before int) error {
+			if verb == "release" && before == 0 {
+				return errDown
+			}
+			return nil
+		})
+		h := idempotency.New(backend, idempotency.WithAtMostOnce(), quiet)(script{noStore, says("{}")})
+		send(h, request("k", "b"))
+		require.NotNil(t, lookup(t, backend, "k"))
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.Nil(t, lookup(t, backend, "k"))
+		time.Sleep(time.Hour)
+		require.EqualValues(t, 2, backend.releases.Load())
+	})
 }

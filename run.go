@@ -257,11 +257,12 @@ func (x *run) release(b *bounded) error {
 	if x.rec.noStore.Load() {
 		trace = 0
 	}
-	if mayLand {
-		defer x.releaseLater(x.root, trace)
-	}
 	defer b.stop()
-	if err := x.h.backend.Release(b.begin(x.root, time.Now(), callTime), x.storageKey, x.claim, trace); err != nil {
+	err := x.h.backend.Release(b.begin(x.root, time.Now(), callTime), x.storageKey, x.claim, trace)
+	if err != nil || mayLand {
+		x.releaseLater(x.root, trace)
+	}
+	if err != nil {
 		x.logFault("claim not released", err)
 		return err
 	}

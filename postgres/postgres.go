@@ -43,7 +43,7 @@ import (
 // Renewals have a connection of their own, which is made like those of the pool when a
 // claim is first renewed: a pool whose connections are all in use costs no claim. Those
 // that come at once share a statement. While some hang there are more connections, at most
-// 64. See [Backend.Close].
+// 256. See [Backend.Close].
 //
 // A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
 // stored response is still replayed.
@@ -103,9 +103,9 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 
 const (
 	// maxRenewalConns is how many connections there are for renewals: one, and those that hang.
-	maxRenewalConns = 64
-	// leastIdle is how long a connection is kept at least that is not used.
-	leastIdle = 100 * time.Millisecond
+	maxRenewalConns = 256
+	// leastIdle and mostIdle bound how long a connection is kept that is not used.
+	leastIdle, mostIdle = 100 * time.Millisecond, 3 * time.Second
 )
 
 // renewalPool returns the connections that only renewals use. The lease of the first
@@ -120,7 +120,7 @@ func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
 	// A connection that has gone silent costs a try. Of those that an outage has left none
 	// is kept for long, and none is asked twice.
-	config.MaxConnIdleTime = max(lease/10, leastIdle)
+	config.MaxConnIdleTime = min(max(lease/10, leastIdle), mostIdle)
 	config.HealthCheckPeriod = config.MaxConnIdleTime
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	connect := &config.ConnConfig.ConnectTimeout

@@ -20,7 +20,7 @@ type renewal struct {
 
 // tryTime bounds a batch of renewals, and how long a connection for it is being made.
 func tryTime(lease time.Duration) time.Duration {
-	return min(max(lease/3, time.Second), 5*time.Second)
+	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
 }
 
 // Renew implements [idempotency.Backend].

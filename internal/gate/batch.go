@@ -12,9 +12,10 @@ import (
 // next. One batch is under way at once, and another beside each that hangs. It is safe for
 // concurrent use.
 type Batches[Call any] struct {
-	gate Gate
-	mu   sync.Mutex
-	next *batch[Call] // nil while no call waits
+	gate     Gate
+	mu       sync.Mutex
+	next     *batch[Call]  // nil while no call waits
+	patience time.Duration // the shortest of all calls
 }
 
 // batch is calls that are sent together.
@@ -30,17 +31,20 @@ func NewBatches[Call any]() *Batches[Call] { return &Batches[Call]{gate: New(1)}
 // Do sends a call with a batch, and returns its error, or the cause of ctx if that ends
 // first. send gets the calls of a batch and returns an error for each, in their order. It
 // is that of the batch's first call, and goes on if the context of that ends. A batch that
-// takes longer than the patience of its first call hangs.
+// takes longer than the shortest patience of all calls, so far, hangs.
 func (b *Batches[Call]) Do(ctx context.Context, call Call, patience time.Duration, send func([]Call) []error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	b.mu.Lock()
+	if b.patience == 0 || patience < b.patience {
+		b.patience = patience
+	}
 	mine := b.next
 	if mine == nil {
 		mine = &batch[Call]{done: make(chan struct{})}
 		b.next = mine
-		go b.run(mine, patience, send)
+		go b.run(mine, b.patience, send)
 	}
 	i := len(mine.calls)
 	mine.calls = append(mine.calls, call)

@@ -77,6 +77,18 @@ func TestBatches(t *testing.T) {
 			time.Sleep(time.Hour)
 		})
 	})
+	t.Run("the shortest patience counts for all", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := NewBatches[int]()
+			require.NoError(t, b.Do(t.Context(), 0, patience, send(roundTrip)))
+			go func() { _ = b.Do(t.Context(), 2, time.Hour, send(2*time.Hour)) }() // It hangs.
+			synctest.Wait()
+			start := time.Now()
+			require.NoError(t, b.Do(t.Context(), 4, patience, send(roundTrip)))
+			require.Equal(t, patience+roundTrip, time.Since(start))
+			time.Sleep(2 * time.Hour)
+		})
+	})
 	t.Run("a panic is an error of each", func(t *testing.T) {
 		b := NewBatches[int]()
 		for range 2 {
