@@ -216,6 +216,7 @@ func TestBackendPanics(t *testing.T) {
 				(&payments{}).ServeHTTP(w, r)
 			}))
 			require.Equal(t, http.StatusCreated, send(h, request("k", "b")).Code)
+			synctest.Wait()
 			require.Contains(t, log.String(), "backend panicked: renew")
 		})
 	})

@@ -373,6 +373,7 @@ func TestRenewalFaultsAreLoggedOnce(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		})), request("k", "b"))
+		synctest.Wait()
 		require.Equal(t, 2, strings.Count(log.String(), "claim not renewed"))
 	})
 }
