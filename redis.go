@@ -63,12 +63,14 @@ func WithPrefix(p string) RedisOption {
 // sends nothing. It panics if client is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
-// *redis.Client or a *redis.ClusterClient: they have a connection of their own, or
-// one to each node, with the client's options, but without its hooks, its limiter and
-// its cache. It is made when a claim is first renewed. Renewals that are due together
-// are sent together; while some hang there are more connections, at most 256. They are
-// closed when the backend is no longer used. Any other client renews by itself: give
-// it ContextTimeoutEnabled, and a pool that has room for that.
+// *redis.Client or a *redis.ClusterClient: they have connections of their own, with
+// the client's options, but without its hooks, its limiter and its cache. The first is
+// made when a claim is first renewed. To one server, those that are due together are sent
+// together: one connection is enough, and while some hang there are at most 256. To a
+// Cluster each is sent by itself, because a node that hangs must not hold up another; there
+// are as many to a node as are due at once, at most 1024. They are closed when the backend
+// is no longer used. Any other client renews by itself: give it ContextTimeoutEnabled, and a
+// pool that has room for that.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
@@ -134,7 +136,9 @@ func (b *Redis) claimByScript(ctx context.Context, name string, claim Claim, ter
 	if err != nil {
 		return Record{}, false, err
 	}
-	b.allowed.Store(true)
+	if b.allowed.CompareAndSwap(false, true) {
+		b.meetCluster(name, terms.Lease)
+	}
 	switch reply := reply.(type) {
 	case string: // the progress
 		return Record{Claim: claim, State: StateInterrupted, Progress: textBytes(reply)}, true, nil

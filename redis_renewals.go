@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// renewalConns is how many connections there may be for renewals: one, and those that hang.
-	renewalConns = 256
+	// renewalConns is how many connections there may be for renewals: one, and those that
+	// hang. To a node of a Cluster, where each is sent by itself, there may be more.
+	renewalConns, renewalNodeConns = 256, 1024
 	// leastBatchTime bounds a batch of renewals that have a short lease.
 	leastBatchTime = 500 * time.Millisecond
 	// mostIdle is how long a connection is kept at most that is not used.
@@ -39,7 +40,8 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	}
 	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
 	client := b.forRenewals(terms.Lease)
-	if progress == nil {
+	// A pipeline to a Cluster would wait for its slowest node.
+	if _, oneServer := client.(*redis.Client); oneServer && progress == nil {
 		err := b.batches.Do(ctx, redisRenewal{key, claim, terms}, terms.Lease/tries, func(batch []redisRenewal) []error {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTime(terms.Lease))
 			defer cancel()
@@ -80,14 +82,15 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 	switch like := like.(type) {
 	case *redis.Client:
 		options := *like.Options()
-		setForRenewals(&options, lease)
+		setForRenewals(&options, lease, renewalConns)
 		client := redis.NewClient(&options)
 		return client, client.Close
 	case *redis.ClusterClient:
 		options := *like.Options()
+		options.ContextTimeoutEnabled = true
 		newClient := options.NewClient
 		options.NewClient = func(o *redis.Options) *redis.Client {
-			setForRenewals(o, lease)
+			setForRenewals(o, lease, renewalNodeConns)
 			return newClient(o)
 		}
 		client := redis.NewClusterClient(&options)
@@ -98,8 +101,8 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 
 // setForRenewals changes options so that a command is tried once, and ends with its context:
 // who renews a claim tries again.
-func setForRenewals(o *redis.Options, lease time.Duration) {
-	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = renewalConns, 0, 0, 0
+func setForRenewals(o *redis.Options, lease time.Duration, conns int) {
+	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = conns, 0, 0, 0
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
@@ -143,6 +146,20 @@ func (c failedConn) Write([]byte) (int, error)        { return 0, c.err }
 func (c failedConn) SetDeadline(time.Time) error      { return c.err }
 func (c failedConn) SetReadDeadline(time.Time) error  { return c.err }
 func (c failedConn) SetWriteDeadline(time.Time) error { return c.err }
+
+// meetCluster lets the client for renewals learn of the nodes of a Cluster while these answer,
+// and not first when a claim must be renewed. It holds nobody up.
+func (b *Redis) meetCluster(name string, lease time.Duration) {
+	if _, cluster := b.client.(*redis.ClusterClient); !cluster {
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		b.forRenewals(lease).PTTL(ctx, name)
+		runtime.KeepAlive(b)
+	}()
+}
 
 // forRenewals returns the client that renewals use, so that they do not queue behind what
 // else is sent. It is made when a claim is first renewed, and closed once the backend is no
