@@ -89,16 +89,16 @@ SELECT true, token, fingerprint, state, CASE WHEN state = 1 THEN progress END, N
 		// returns their keys and tokens. A row that is locked is left out, so that none
 		// waits for another's transaction, and no two statements for each other.
 		renewMany: in(`
-WITH held AS (
+WITH due AS (
 	SELECT r.key, asked.lease, asked.trace
 	FROM TABLE AS r JOIN unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[]) AS asked (key, token, lease, trace)
 		ON r.key = asked.key AND r.token = encode(asked.token, 'hex')::uuid
 	WHERE r.state IN (0, 1) AND NOT (` + over + `)
 	FOR NO KEY UPDATE OF r SKIP LOCKED
 )
-UPDATE TABLE AS r SET ends = ` + fromNow("held.lease") + `,
-	trace = CASE WHEN r.state = 1 THEN greatest(r.trace, held.trace) ELSE held.trace END
-FROM held WHERE r.key = held.key
+UPDATE TABLE AS r SET ends = ` + fromNow("due.lease") + `,
+	trace = CASE WHEN r.state = 1 THEN greatest(r.trace, due.trace) ELSE due.trace END
+FROM due WHERE r.key = due.key
 RETURNING r.key, decode(replace(r.token::text, '-', ''), 'hex')`),
 
 		// Complete: key, token, fingerprint, expiry, response.

@@ -47,7 +47,7 @@ func TestFindsBrokenBuilds(t *testing.T) {
 		{brokenFoundNone, "a cut, and an heir", (*world).proveFoundNone, "answer"},
 		{brokenFence, "pauses", lost, "doubled"},
 		{brokenClaimFence, "an heir that has not yet answered", (*world).proveOvertaken, "overtaken"},
-		{brokenLeaves, "clients that leave", func(w *world) { w.proveLeft([]string{"claim-sent"}, 2) }, "stuck"},
+		{brokenLeaves, "clients that leave", func(w *world) { w.proveLeft([]string{"claim-sent"}, 12) }, "stuck"},
 		{brokenSeldom, "pauses within a lease", held(faultPaused), "again"},
 		{brokenOnce, "cuts within a lease", held(faultRefused), "again"},
 		{brokenKeepsWrites, "panics", undone, "trace"},
