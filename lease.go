@@ -4,14 +4,16 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/idempotency-go/idempotency/internal/batch"
 )
 
 // A claim is renewed when a twentieth of its lease is over, and a fortieth later if that has
 // not succeeded by then. So a store that takes calls again after nine tenths of a lease,
 // with whatever faults before, takes a renewal in time.
 const (
-	renewals = 20 // in a lease, if all goes well
-	tries    = 40 // in a lease, if none succeeds
+	renewals = 20          // in a lease, if all goes well
+	tries    = batch.Tries // in a lease, if none succeeds
 )
 
 // tryTime bounds one try to renew a claim. Others begin beside it.

@@ -10,7 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/idempotency-go/idempotency/internal/gate"
+	"github.com/idempotency-go/idempotency/internal/batch"
 )
 
 // Redis is a [Backend] in Redis 7.0 or newer, or Valkey: one server, Sentinel
@@ -42,7 +42,7 @@ type Redis struct {
 
 	renewals      sync.Once
 	renewalClient redis.UniversalClient // nil until a claim is renewed
-	batches       *gate.Batches[redisRenewal]
+	due           batch.Queue[redisRenewal]
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -75,7 +75,7 @@ func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
 	}
-	b := &Redis{client: client, prefix: "idempotency:", batches: gate.NewBatches[redisRenewal]()}
+	b := &Redis{client: client, prefix: "idempotency:"}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("idempotency: NewRedis: nil option")

@@ -9,22 +9,19 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/idempotency-go/idempotency/internal/batch"
 )
 
 const (
 	// renewalConns is how many connections there may be for renewals: one, and those that
 	// hang. To a node of a Cluster, where each is sent by itself, there may be more.
 	renewalConns, renewalNodeConns = 256, 1024
-	// leastBatchTime bounds a batch of renewals that have a short lease.
-	leastBatchTime = 500 * time.Millisecond
 	// mostIdle is how long a connection is kept at most that is not used.
 	mostIdle = 3 * time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
 	renewalBuffer = 4 << 10
 )
-
-// batchTime bounds a batch of renewals, and how long a connection for it is dialed.
-func batchTime(lease time.Duration) time.Duration { return max(tryTime(lease), leastBatchTime) }
 
 // redisRenewal is a renewal without progress, which most are.
 type redisRenewal struct {
@@ -42,10 +39,8 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	client := b.forRenewals(terms.Lease)
 	// A pipeline to a Cluster would wait for its slowest node.
 	if _, oneServer := client.(*redis.Client); oneServer && progress == nil {
-		err := b.batches.Do(ctx, redisRenewal{key, claim, terms}, terms.Lease/tries, func(batch []redisRenewal) []error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTime(terms.Lease))
-			defer cancel()
-			return b.renewBatch(ctx, client, batch)
+		err := b.due.Do(ctx, redisRenewal{key, claim, terms}, terms.Lease, func(ctx context.Context, due []redisRenewal) []error {
+			return b.renewBatch(ctx, client, due)
 		})
 		switch {
 		case err != nil && err == context.Cause(ctx):
@@ -60,15 +55,15 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 }
 
 // renewBatch renews claims by one pipeline.
-func (b *Redis) renewBatch(ctx context.Context, client redis.UniversalClient, batch []redisRenewal) []error {
+func (b *Redis) renewBatch(ctx context.Context, client redis.UniversalClient, due []redisRenewal) []error {
 	pipe := client.Pipeline()
-	commands := make([]*redis.Cmd, len(batch))
-	for i, r := range batch {
+	commands := make([]*redis.Cmd, len(due))
+	for i, r := range due {
 		commands[i] = pipe.Do(ctx, renewScript.byHash(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
 	}
 	_, _ = pipe.Exec(ctx) // The errors are the commands'.
-	errs := make([]error, len(batch))
-	for i, r := range batch {
+	errs := make([]error, len(due))
+	for i, r := range due {
 		reply, err := commands[i].Result()
 		errs[i] = updated(reply, explained(err), r.claim)
 	}
@@ -107,7 +102,7 @@ func setForRenewals(o *redis.Options, lease time.Duration, conns int) {
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
 	o.ConnMaxIdleTime = min(lease/10, mostIdle)
-	o.DialTimeout = min(o.DialTimeout, batchTime(lease))
+	o.DialTimeout = min(o.DialTimeout, batch.Time(lease))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)
 	}

@@ -33,7 +33,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
-	"github.com/idempotency-go/idempotency/internal/gate"
+	"github.com/idempotency-go/idempotency/internal/batch"
 )
 
 // Backend is an [idempotency.Backend] in one table of PostgreSQL. A claim, a
@@ -55,7 +55,7 @@ type Backend struct {
 
 	mu       sync.Mutex
 	renewals *pgxpool.Pool // nil until a claim is renewed
-	batches  *gate.Batches[renewal]
+	due      batch.Queue[renewal]
 }
 
 var _ idempotency.Inspector = (*Backend)(nil)
@@ -90,7 +90,7 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 	if pool == nil {
 		panic("postgres: New: nil pool")
 	}
-	b := &Backend{pool: pool, table: newTable("idempotency_records"), batches: gate.NewBatches[renewal]()}
+	b := &Backend{pool: pool, table: newTable("idempotency_records")}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("postgres: New: nil option")
@@ -124,8 +124,8 @@ func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 	config.HealthCheckPeriod = config.MaxConnIdleTime
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	connect := &config.ConnConfig.ConnectTimeout
-	if *connect == 0 || *connect > tryTime(lease) {
-		*connect = tryTime(lease)
+	if *connect == 0 || *connect > batch.Time(lease) {
+		*connect = batch.Time(lease)
 	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
 	b.renewals = pool

@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,11 +17,6 @@ type renewal struct {
 	terms idempotency.Terms
 }
 
-// tryTime bounds a batch of renewals, and how long a connection for it is being made.
-func tryTime(lease time.Duration) time.Duration {
-	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
-}
-
 // Renew implements [idempotency.Backend].
 func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
 	if err := checkTerms(terms); err != nil {
@@ -33,10 +27,8 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 		return err
 	}
 	if progress == nil {
-		err := b.batches.Do(ctx, renewal{key, claim, terms}, terms.Lease/40, func(batch []renewal) []error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryTime(terms.Lease))
-			defer cancel()
-			return b.renewBatch(ctx, pool, batch)
+		err := b.due.Do(ctx, renewal{key, claim, terms}, terms.Lease, func(ctx context.Context, due []renewal) []error {
+			return b.renewBatch(ctx, pool, due)
 		})
 		if !errors.Is(err, errAlone) {
 			return err
@@ -49,16 +41,16 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 var errAlone = errors.New("postgres: not renewed with others")
 
 // renewBatch renews the claims that are there, by one statement.
-func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, batch []renewal) []error {
+func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []renewal) []error {
 	var keys, tokens [][]byte
 	var leases []*int64
 	var traces []int64
-	for _, r := range batch {
+	for _, r := range due {
 		keys, tokens = append(keys, r.key[:]), append(tokens, r.claim.Token[:])
 		leases, traces = append(leases, microseconds(r.terms.Lease)), append(traces, traceOf(r.terms.Trace))
 	}
 	type owned struct{ key, token string }
-	renewed := make(map[owned]bool, len(batch))
+	renewed := make(map[owned]bool, len(due))
 	err := again(ctx, func() error {
 		rows, err := pool.Query(ctx, b.sql.renewMany, keys, tokens, leases, traces)
 		if err != nil {
@@ -71,8 +63,8 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, batch []re
 		})
 		return err
 	})
-	errs := make([]error, len(batch))
-	for i, r := range batch {
+	errs := make([]error, len(due))
+	for i, r := range due {
 		switch {
 		case err != nil:
 			errs[i] = err

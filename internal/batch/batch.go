@@ -1,0 +1,124 @@
+// Package batch sends renewals of claims together, and does not let a store that hangs
+// hold them up.
+package batch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Tries is how many renewals of a claim are sent in a lease if none succeeds.
+const Tries = 40
+
+// Time bounds a batch of renewals, and how long a connection for it is being made.
+func Time(lease time.Duration) time.Duration {
+	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
+}
+
+// patience is how long a batch that is under way holds up the next: no longer than until
+// a claim is tried again. One second is enough to send many together, and lets a call that
+// was given up end soon.
+func patience(lease time.Duration) time.Duration { return min(lease/Tries, time.Second) }
+
+// Queue sends calls together: those that come while a batch is under way go with the next.
+// One batch is under way at once, and another beside each that hangs. It is safe for
+// concurrent use. The zero Queue is ready for use.
+type Queue[Call any] struct {
+	mu       sync.Mutex
+	next     *batch[Call]  // nil unless calls wait
+	sent     *batch[Call]  // what is under way, and holds up the next; nil if nothing does
+	patience time.Duration // the shortest of all calls so far; 0 before the first
+}
+
+// batch is calls that are sent together.
+type batch[Call any] struct {
+	calls []Call
+	ctx   context.Context // of its first call
+	lease time.Duration   // of its first call
+	send  func(context.Context, []Call) []error
+	since time.Time     // when it was sent
+	hangs *time.Timer   // ends its time to hold up the next
+	errs  []error       // one for each call
+	done  chan struct{} // closed once errs are there
+}
+
+// Do sends the renewal of a claim that has this lease with a batch, and returns its error,
+// or the cause of ctx if that ends first. send gets the calls of a batch, and returns an
+// error for each, in their order. A batch is sent by its first call's send, under a context
+// with that call's values that ends after [Time], and not with ctx. A call that was given
+// up is sent all the same.
+func (q *Queue[Call]) Do(ctx context.Context, call Call, lease time.Duration, send func(context.Context, []Call) []error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	mine, i := q.add(ctx, call, lease, send)
+	select {
+	case <-mine.done:
+		return mine.errs[i]
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// add adds a call to the next batch. It returns the batch and the call's place in it.
+func (q *Queue[Call]) add(ctx context.Context, call Call, lease time.Duration, send func(context.Context, []Call) []error) (mine *batch[Call], i int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p := patience(lease); q.patience == 0 || p < q.patience {
+		q.patience = p
+		if q.sent != nil {
+			q.sent.hangs.Reset(time.Until(q.sent.since.Add(p)))
+		}
+	}
+	if q.next == nil {
+		q.next = &batch[Call]{ctx: context.WithoutCancel(ctx), lease: lease, send: send, done: make(chan struct{})}
+	}
+	mine, i = q.next, len(q.next.calls)
+	mine.calls = append(mine.calls, call)
+	if q.sent == nil {
+		q.begin()
+	}
+	return mine, i
+}
+
+// begin sends the next batch. It is called with mu held, while nothing holds that up.
+func (q *Queue[Call]) begin() {
+	b := q.next
+	q.next, q.sent = nil, b
+	b.since = time.Now()
+	b.hangs = time.AfterFunc(q.patience, func() { q.end(b) })
+	go func() {
+		defer close(b.done)
+		defer q.end(b)
+		b.run()
+	}()
+}
+
+// end lets the next batch go, if b still holds it up.
+func (q *Queue[Call]) end(b *batch[Call]) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.sent != b {
+		return
+	}
+	b.hangs.Stop()
+	q.sent = nil
+	if q.next != nil {
+		q.begin()
+	}
+}
+
+// run sends the calls. A panic of send is the error of each: here it would end the process.
+func (b *batch[Call]) run() {
+	defer func() {
+		if p := recover(); p != nil {
+			b.errs = slices.Repeat([]error{fmt.Errorf("panic: %v", p)}, len(b.calls))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(b.ctx, Time(b.lease))
+	defer cancel()
+	b.errs = b.send(ctx, b.calls)
+}
