@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,7 @@ import (
 // evict (maxmemory-policy noeviction).
 type Redis struct {
 	client  redis.UniversalClient
+	hurried redis.UniversalClient // the client as Complete uses it
 	prefix  string
 	allowed atomic.Bool // the commands it needs, all of them
 
@@ -59,8 +61,10 @@ func WithPrefix(p string) RedisOption {
 // stays its caller's, to configure and to close; its time-outs and retries
 // decide how long a request waits for a Redis that does not answer. The
 // middleware gives each call a context that ends after 5 s, which go-redis heeds
-// between its tries, and with ContextTimeoutEnabled also while it reads. NewRedis
-// sends nothing. It panics if client is nil.
+// between its tries, and with ContextTimeoutEnabled also while it reads. Complete
+// waits 2.5 s at most for a client that is a *redis.Client, and then uses the
+// connections of renewals: the client's may have fallen silent. NewRedis sends
+// nothing. It panics if client is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
 // *redis.Client or a *redis.ClusterClient: they have connections of their own, with
@@ -82,6 +86,7 @@ func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 		}
 		opt(b)
 	}
+	b.hurried = hurried(client)
 	return b
 }
 
@@ -194,7 +199,16 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	if expiry != Forever {
 		ms = milliseconds(expiry)
 	}
-	return b.update(ctx, b.client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
+	defer runtime.KeepAlive(b) // As in Renew.
+	for client, bound := b.hurried, hurry; ; client, bound = b.forRenewals(anyLongLease), renewalTry {
+		until := time.Now().Add(bound)
+		try, stop := context.WithDeadline(ctx, until)
+		err := b.update(try, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
+		stop()
+		if err == nil || ctx.Err() != nil || time.Now().Before(until) {
+			return err
+		}
+	}
 }
 
 // Release implements [Backend].

@@ -17,6 +17,12 @@ const (
 	// renewalConns is how many connections there may be for renewals: one, and those that
 	// hang. To a node of a Cluster, where each is sent by itself, there may be more.
 	renewalConns, renewalNodeConns = 256, 1024
+	// hurry is how long Complete waits for the client: half of its time. The connections may
+	// have fallen silent. It then tries the client for renewals, each time for renewalTry.
+	hurry, renewalTry = callTime / 2, 500 * time.Millisecond
+	// anyLongLease stands for a lease that is not known. A claim with a shorter one is renewed,
+	// and makes the client, before Complete asks for that; longer ones have the same settings.
+	anyLongLease = time.Minute
 	// mostIdle is how long a connection is kept at most that is not used.
 	mostIdle = 3 * time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
@@ -112,6 +118,17 @@ func setForRenewals(o *redis.Options, lease time.Duration, conns int) {
 	o.ClientSideCache, o.ClientSideCacheConfig = nil, nil
 	// These would be round trips of their own on each connection.
 	o.DisableIdentity, o.MaintNotificationsConfig = true, &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+}
+
+// hurried returns the client with time-outs that leave Complete the time to use another,
+// if it is one for one server.
+func hurried(client redis.UniversalClient) redis.UniversalClient {
+	if one, ok := client.(*redis.Client); ok {
+		if reads := one.Options().ReadTimeout; reads <= 0 || reads > hurry {
+			return one.WithTimeout(hurry)
+		}
+	}
+	return client
 }
 
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -221,6 +221,25 @@ func TestRedisRenewalsHeedTheirContext(t *testing.T) {
 	require.Error(t, renew(ctx))
 }
 
+// A response is stored although the client's connections have fallen silent.
+func TestRedisCompleteWhileTheClientIsSilent(t *testing.T) {
+	t.Parallel() // It waits for go-redis's time-out of three seconds.
+	dialer := &switchedDialer{}
+	server := miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	another := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer another.Close()
+	b := idempotency.NewRedis(client)
+	require.NoError(t, renewed(t, b, time.Hour)(t.Context()))
+	dialer.stale.Store(true)
+	require.NoError(t, b.Complete(t.Context(), keyOf("k"), claimOf("mine"), []byte("response"), time.Hour))
+	rec, _, ok, err := idempotency.NewRedis(another).Lookup(t.Context(), keyOf("k"))
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []byte("response"), rec.Response)
+}
+
 // A client of another kind is used itself.
 func TestRedisRenewalsOfAnotherClient(t *testing.T) {
 	client := miniRedis(t)
