@@ -28,7 +28,7 @@ type Breakage struct {
 
 // Breakages are the broken builds, and one that is not.
 var Breakages = []Breakage{
-	{brokenTwice, "an outstanding key is recovered too", false, func(p *Proof) { p.Payments(8) }, "doubled"},
+	{brokenTwice, "an outstanding key is recovered too", false, func(p *Proof) { p.Payments(24) }, "doubled"},
 	{brokenAnother, "a key is recovered for another request", false, func(p *Proof) { p.Payments(8) }, "another"},
 	{brokenRepeated, "after a repeated claim the recovery does not run", true, func(p *Proof) { p.Payments(8) }, "doubled"},
 	{brokenTrace, "a crash leaves no trace", false, func(p *Proof) { p.Payments(8) }, "doubled"},
@@ -54,6 +54,15 @@ type brokenTransactor struct {
 
 func (b brokenTransactor) Begin(ctx context.Context, key idempotency.Key, claim idempotency.Claim, expiry time.Duration) context.Context {
 	return b.transactor.Begin(ctx, key, claim, expiry)
+}
+
+// Lease returns a lease for the servers of the build: a short one, unless no claim may be lost
+// on a busy machine.
+func (b Breakage) Lease() time.Duration {
+	if b.Name == brokenNot {
+		return 3 * time.Second
+	}
+	return time.Second
 }
 
 // breakBackend returns a broken build of a backend; "" is none.

@@ -28,7 +28,7 @@ const (
 // Settings are what a proof is made with.
 type Settings struct {
 	Target string        // what leads the servers to the store
-	Lease  time.Duration // A server that stands still for longer loses its claims.
+	Lease  time.Duration // A server that stands still for nearly as long loses its claims.
 	Lanes  int           // how many keys are under way at once, each with a server of its own to kill
 	Seed   uint64        // what the points at which servers die follow from
 	Broken string        // names a deliberately broken build of the servers; "" is none

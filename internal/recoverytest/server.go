@@ -193,7 +193,7 @@ func (s *server) recover(next http.Handler) http.Handler {
 			s.respond(w, r, found, nil)
 			return
 		}
-		time.Sleep(10 * time.Millisecond) // Another recovery, if there were one, would find nothing either.
+		time.Sleep(50 * time.Millisecond) // Another recovery, if there were one, would find nothing either.
 		next.ServeHTTP(w, r)
 	})
 }

@@ -60,7 +60,7 @@ func proveRecovery(ctx context.Context, n, lanes int, seed uint64, markdown stri
 			return ctx.Err()
 		}
 		began := time.Now()
-		p, err := runRecovery(part, n*part.share/100, recoverytest.Settings{Lanes: lanes, Seed: seed})
+		p, err := runRecovery(part, n*part.share/100, recoverytest.Settings{Lease: recoveryLease, Lanes: lanes, Seed: seed})
 		if err != nil {
 			return err
 		}
@@ -97,7 +97,7 @@ func runRecovery(part recoveryProof, n int, s recoverytest.Settings) (*recoveryt
 		return nil, err
 	}
 	defer redis.stop()
-	s.Target, s.Lease, s.Repeat = redis.addr(), recoveryLease, part.repeat
+	s.Target, s.Repeat = redis.addr(), part.repeat
 	p, err := recoverytest.New(s)
 	if err != nil {
 		return nil, err
@@ -128,5 +128,5 @@ func findBrokenRecoveries(seed uint64, stdout io.Writer, t *table) (missed int, 
 // runBrokenRecovery runs what must find a broken build.
 func runBrokenRecovery(b recoverytest.Breakage, seed uint64) (*recoverytest.Proof, error) {
 	part := recoveryProof{repeat: b.Repeat, prove: func(p *recoverytest.Proof, _ int, _ *node) { b.Prove(p) }}
-	return runRecovery(part, 0, recoverytest.Settings{Lanes: 8, Seed: seed, Broken: b.Name})
+	return runRecovery(part, 0, recoverytest.Settings{Lease: b.Lease(), Lanes: 8, Seed: seed, Broken: b.Name})
 }

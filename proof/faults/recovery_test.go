@@ -15,7 +15,7 @@ func TestRecovery(t *testing.T) {
 	for _, part := range recoveryProofs {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
-			p, err := runRecovery(part, 40*part.share/100, recoverytest.Settings{Lanes: 8, Seed: 1})
+			p, err := runRecovery(part, 40*part.share/100, recoverytest.Settings{Lease: recoveryLease, Lanes: 8, Seed: 1})
 			require.NoError(t, err)
 			t.Log(p.Counted())
 			require.Empty(t, p.Violations(9))
