@@ -133,6 +133,7 @@ type Inspector interface {
 //     because what it tells of was undone: the client gets 500. With NoStore it
 //     is sent.
 //   - A connection cannot be hijacked.
+//   - The result of a [Step] is no part of the transaction: it stays if that is undone.
 //   - Middleware inside the handler with a backend of its own stores on its own:
 //     what it stored stays if the transaction around it is undone.
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 )
 
@@ -47,6 +48,20 @@ func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
 		return Record{}, false, fmt.Errorf("%w, and so was its renewal", errLate)
 	}
 	return held, claimed, nil
+}
+
+// serveClaimed serves a request that has claimed its key. If that took over a progress
+// that cannot be read, nothing runs: the record is put back as it was, interrupted.
+func (x *exchange) serveClaimed(w http.ResponseWriter, r *http.Request, held Record) Event {
+	run := x.newRun()
+	if err := run.resume(held.Progress); err != nil {
+		if x.releaseOnce(x, 0) != nil {
+			x.releaseLater(x, 0)
+		}
+		return x.unreadable(w, r, err)
+	}
+	x.recovers = held.State == StateInterrupted
+	return run.serve(w, r)
 }
 
 var errLate = errors.New("idempotency: claim was answered late for its lease")

@@ -61,7 +61,7 @@
 // response that was not stored, a panic, or the loss of its claim: a process
 // that died, or a store that lost data. With [WithAtMostOnce] it runs again,
 // within the expiry, only after [NoStore] or if the store lost data. With
-// [WithRecovery] a function of yours runs in its place. The middleware cannot
-// tell how far a handler came before its process died: pass [DeriveKey] on
-// to what it calls.
+// [WithRecovery] a function of yours runs in its place, and a [Step] that was kept
+// does not run again. The middleware cannot tell how far a handler came before its
+// process died: pass [DeriveKey] on to what it calls.
 package idempotency

@@ -241,3 +241,42 @@ func ExampleWithRecovery() {
 	// 200 {"charged":100}
 	// 200 {"charged":100} (replayed)
 }
+
+func ExampleStep() {
+	// reserve is a call downstream, which does nothing twice under one key.
+	reserve := func(_ context.Context, what, key string) ([]byte, error) {
+		fmt.Println(what, "is reserved under", key)
+		return []byte("number 7"), nil
+	}
+	dies := true
+	book := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		flight, err := idempotency.Step(r.Context(), "flight", func(ctx context.Context) ([]byte, error) {
+			return reserve(ctx, "a flight", idempotency.DeriveKey(ctx, "flight"))
+		})
+		if err != nil {
+			panic(err) // A retry goes on from here.
+		}
+		if dies {
+			panic("and then the process dies")
+		}
+		hotel, err := idempotency.Step(r.Context(), "hotel", func(ctx context.Context) ([]byte, error) {
+			return reserve(ctx, "a hotel", idempotency.DeriveKey(ctx, "hotel"))
+		})
+		if err != nil {
+			panic(err)
+		}
+		fmt.Fprintf(w, `{"flight":%q,"hotel":%q}`, flight, hotel)
+	})
+	again := func(next http.Handler) http.Handler { return next }
+	h := idempotency.New(idempotency.NewMemory(), idempotency.WithRecovery(again))(book)
+	func() {
+		defer func() { recover() }() // As net/http does.
+		post(h, "1", "")
+	}()
+	dies = false
+	post(h, "1", "")
+	// Output:
+	// a flight is reserved under 21465394-6252-5bf1-9f24-7c2a9820f532
+	// a hotel is reserved under c6140741-1e36-5aed-a5b0-ecb2caa085be
+	// 200 {"flight":"number 7","hotel":"number 7"}
+}

@@ -221,8 +221,7 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, held Record, c
 	case err != nil:
 		return x.unavailable(w, r, err)
 	case claimed:
-		x.recovers = held.State == StateInterrupted
-		return x.newRun().serve(w, r)
+		return x.serveClaimed(w, r, held)
 	case !held.Claim.matches(x.claim):
 		return x.refuse(w, r, Reused, ErrKeyReused)
 	case held.State == StateOutstanding:

@@ -140,8 +140,9 @@ func WithAtMostOnce() Option {
 // under a claim of its own; until it has answered, the others get [ErrOutstanding], or
 // wait. A recovery that crashes, panics or is not stored is recovered in turn. An owner
 // that was merely slow, and comes back late, cannot replace what the recovery answers.
-// [NoStore] frees the key in a run that recovers nothing; in a recovery it leaves
-// the key interrupted, because the run before may have done something.
+// [NoStore] frees the key in a run that recovers nothing and has kept no step; else it
+// leaves the key interrupted, because something may have been done. [Step] lets a run go on
+// where the one before was.
 //
 // f is called once for each handler that the middleware wraps, and its handler is called
 // from many goroutines. WithRecovery cannot be had together with [WithAtMostOnce] or
@@ -166,8 +167,8 @@ func WithWait(d time.Duration) Option {
 	}
 }
 
-// WithBufferLimit sets how many bytes of a request's body, and of a response's,
-// are held in memory. A longer request body is compared by its first n bytes
+// WithBufferLimit sets how many bytes of a request's body, of a response's, and of the
+// names and results of its steps ([Step]) are held in memory. A longer request body is compared by its first n bytes
 // and its declared length, and reaches the handler whole all the same; a longer
 // response is not stored, and streams to the client: from its header on if it declares its
 // length. If a longer request body breaks off while the handler reads its rest, what the

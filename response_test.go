@@ -51,13 +51,18 @@ func allBytes() []byte {
 	return b
 }
 
-// readGolden returns the responses of the golden file by name. A line is a name in
-// brackets, or bytes in hexadecimal, which "x 3" after them repeats; what follows #
-// is a comment. The file is never written by a test: responses of a released
-// version do not change.
+// readGolden returns the responses of the golden file by name.
 func readGolden(t testing.TB) map[string][]byte {
+	return readGoldenFile(t, "testdata/response_v1.golden")
+}
+
+// readGoldenFile returns what is in a golden file, by name. A line is a name in
+// brackets, or bytes in hexadecimal, which "x 3" after them repeats; what follows #
+// is a comment. The file is never written by a test: what is of a released version does
+// not change.
+func readGoldenFile(t testing.TB, path string) map[string][]byte {
 	t.Helper()
-	text, err := os.ReadFile("testdata/response_v1.golden")
+	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	responses := make(map[string][]byte)
 	name := ""

@@ -25,6 +25,7 @@ type run struct {
 	lose    context.CancelCauseFunc
 	detach  func() bool // ends what followClient began; nil if it did not
 	renewal renewal
+	steps   steps
 	ending  bounded // the context of Complete, or of Release
 	request http.Request
 	rec     recorder
@@ -138,6 +139,7 @@ func (x *run) endContext() {
 // serveNext runs the handler with a context, a header and a body of its own. Under a
 // claim the header asks for no encoding.
 func (x *run) serveNext(r *http.Request, ctx context.Context) {
+	defer x.steps.end()
 	x.request = *r.WithContext(ctx) // The copy lies in the run: no allocation.
 	x.request.Header = maps.Clone(r.Header)
 	if x.rec.state == holding && !x.h.everyType {
@@ -227,20 +229,27 @@ func (x *run) observePanic(status int, err error) {
 func (x *run) complete(response []byte) error {
 	ctx := x.ending.begin(x.root, time.Now(), callTime)
 	defer x.ending.stop()
+	err := persist(ctx, func() error {
+		return x.h.backend.Complete(ctx, x.storageKey, x.claim, response, x.h.expiry)
+	})
+	if err != nil {
+		x.logFault("response not stored", err)
+	}
+	return err
+}
+
+// persist calls f until it returns nil or a fault that no retry mends, or ctx has ended.
+func persist(ctx context.Context, f func() error) error {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
-		err := x.h.backend.Complete(ctx, x.storageKey, x.claim, response, x.h.expiry)
-		if err == nil || isFinal(err) || !sleep(ctx, pause) {
-			if err != nil {
-				x.logFault("response not stored", err)
-			}
+		if err := f(); err == nil || isFinal(err) || !sleep(ctx, pause) {
 			return err
 		}
 	}
 }
 
-// isFinal reports whether Complete, called again, would return the same error.
+// isFinal reports whether a call, made again, would return the same error.
 func isFinal(err error) bool {
-	for _, final := range []error{ErrClaimLost, ErrFull, ErrNotCommitted, ErrInterrupted, ErrUnreadable} {
+	for _, final := range []error{ErrClaimLost, ErrFull, ErrNotCommitted, ErrInterrupted, ErrUnreadable, errStepLate} {
 		if errors.Is(err, final) {
 			return true
 		}
@@ -249,12 +258,13 @@ func isFinal(err error) bool {
 }
 
 // release ends the claim without a response. The key is then free, or keeps a trace
-// of the run as the mode has it. NoStore alone leaves no trace.
+// of the run as the mode has it. NoStore alone leaves no trace, unless a step may be kept.
 func (x *run) release(b *bounded) error {
 	x.renewal.stop()
 	mayLand := x.renewal.wait()
+	mayLand = x.steps.wait() || mayLand
 	trace := x.h.terms.Trace
-	if x.rec.noStore.Load() {
+	if x.rec.noStore.Load() && !x.steps.any() {
 		trace = 0
 	}
 	defer b.stop()

@@ -74,8 +74,9 @@ func WithTable(name string) Option {
 // of the database, most often read committed. With a stricter level a
 // transaction that outlasts a twentieth of the lease, after which its claim is
 // renewed, cannot commit: the client gets 503 and the request is processed
-// again. Set [idempotency.WithLease] to more than twenty times the longest. It
-// has no effect with [New].
+// again. Set [idempotency.WithLease] to more than twenty times the longest. An
+// [idempotency.Step] after the first statement keeps it from its COMMIT in the same way;
+// the next run, which has the result, commits. It has no effect with [New].
 func WithTxOptions(opts pgx.TxOptions) Option {
 	if opts.AccessMode == pgx.ReadOnly {
 		panic("postgres: WithTxOptions: read only, but the record is written")

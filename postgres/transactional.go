@@ -44,6 +44,9 @@ import (
 //   - A connection that is lost in the COMMIT leaves open what became of it: it
 //     is looked up, for up to 5 s. If the database stays away, the client gets
 //     503, after up to 10 s, and its retry finds out.
+//   - The result of an [idempotency.Step] is no part of the transaction, and stays if that is
+//     undone. Its function must not write in the transaction: a retry, which has the
+//     result, would not write again.
 //   - A handler that ends the transaction itself, by a COMMIT or a ROLLBACK of its
 //     own, is found out. What it wrote may be there, and no response is: the key is
 //     interrupted until a response would have expired, in every mode, and the client

@@ -9,6 +9,7 @@
 //	go run . -short
 //	go run . selftest
 //	go run . wait
+//	go run . recovery -kills 2000
 //
 // It needs Linux and redis-server on the PATH.
 package main
@@ -22,11 +23,14 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/idempotency-go/idempotency/internal/recoverytest"
 )
 
 // serverCommand is the hidden command of a server process.
@@ -34,6 +38,7 @@ const serverCommand = "server"
 
 func main() {
 	logging.Disable() // What go-redis logs repeats the errors that its calls return.
+	recoverytest.ServeIfAsked(openRecoveryStore)
 	if len(os.Args) == 3 && os.Args[1] == serverCommand {
 		fail(serve(os.Args[2]))
 		return
@@ -54,7 +59,8 @@ func fail(err error) {
 // options is the command line.
 type options struct {
 	settings
-	command   string // "", commandSelfTest or commandWait
+	command   string // "", commandSelfTest, commandWait or commandRecovery
+	kills     int    // of the proof of recovery
 	scenarios []scenario
 	modes     []string
 	waits     bool // measure the waits too: with all scenarios
@@ -65,6 +71,7 @@ type options struct {
 const (
 	commandSelfTest = "selftest"
 	commandWait     = "wait"
+	commandRecovery = "recovery"
 )
 
 // execute does what the command line says.
@@ -85,6 +92,8 @@ func execute(ctx context.Context, args []string, stdout io.Writer) error {
 	switch o.command {
 	case commandSelfTest:
 		return selfTest(ctx, o.settings, stdout)
+	case commandRecovery:
+		return proveRecovery(ctx, o.kills, o.clients, o.seed, o.markdown, stdout)
 	case commandWait:
 		t, err := measureWaits(ctx, stdout)
 		if err != nil {
@@ -150,7 +159,7 @@ func runTogether(ctx context.Context, together []scenario, mode string, set sett
 // parse reads the command line.
 func parse(args []string, stdout io.Writer) (*options, error) {
 	o := &options{}
-	if len(args) > 0 && (args[0] == commandSelfTest || args[0] == commandWait) {
+	if len(args) > 0 && slices.Contains([]string{commandSelfTest, commandWait, commandRecovery}, args[0]) {
 		o.command, args = args[0], args[1:]
 	}
 	flags := flag.NewFlagSet("faults", flag.ContinueOnError)
@@ -162,6 +171,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	flags.DurationVar(&o.lease, "lease", time.Second, "`lease` of a claim")
 	flags.IntVar(&o.servers, "servers", 3, "`number` of server processes")
 	flags.IntVar(&o.clients, "clients", 48, "`number` of clients")
+	flags.IntVar(&o.kills, "kills", 2000, "how `often` servers are killed in the proof of recovery, about; -clients is how many at once")
 	flags.StringVar(&o.broken, "break", "", "`name` of a deliberately broken build of the servers, to see a check fail")
 	flags.StringVar(&o.markdown, "markdown", "", "`file` to write the table to, as Markdown")
 	flags.BoolVar(&o.keep, "keep", false, "keep the ledgers, also where no check fails")
@@ -170,6 +180,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(stdout, "usage: faults [flags]            run scenarios, and check their histories\n"+
 			"       faults selftest [flags]   run broken builds, and demand that the checks find them\n"+
+			"       faults recovery [flags]   kill servers that recover and take steps\n"+
 			"       faults wait [flags]       measure how long a request waits where Redis is gone")
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
@@ -192,6 +203,8 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 		return nil, errors.New("-lease: it must be from 200ms to 1m")
 	case o.servers < 1 || o.servers > 20:
 		return nil, errors.New("-servers: it must be from 1 to 20")
+	case o.kills < 1:
+		return nil, errors.New("-kills: it must be at least 1")
 	case o.clients < 1 || o.clients > 1000:
 		return nil, errors.New("-clients: it must be from 1 to 1000")
 	}

@@ -14,11 +14,14 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
+
+	"github.com/idempotency-go/idempotency/internal/recoverytest"
 )
 
 // TestMain is also the server processes of the tests.
 func TestMain(m *testing.M) {
 	logging.Disable()
+	recoverytest.ServeIfAsked(openRecoveryStore)
 	if len(os.Args) == 3 && os.Args[1] == serverCommand {
 		fail(serve(os.Args[2]))
 		return
@@ -177,6 +180,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"-for", "1ms"}, "-for: it must be at least 1s"},
 		{[]string{"-lease", "1ms"}, "-lease: it must be from 200ms to 1m"},
 		{[]string{"-servers", "0"}, "-servers: it must be from 1 to 20"},
+		{[]string{"recovery", "-kills", "0"}, "-kills: it must be at least 1"},
 		{[]string{"-clients", "0"}, "-clients: it must be from 1 to 1000"},
 		{[]string{"-mode", "twice"}, `-mode: no "twice"`},
 		{[]string{"-break", "nothing"}, `-break: no "nothing"`},

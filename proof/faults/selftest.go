@@ -34,6 +34,11 @@ func selfTest(ctx context.Context, set settings, stdout io.Writer) error {
 		fmt.Fprintf(stdout, "%s: check (%s) found %d violations\n", b.name, b.check, count)
 		t.add(b.name, b.what, b.scenario+", "+b.mode, b.check, fmt.Sprint(count), found.verdict.failed())
 	}
+	missedRecoveries, err := findBrokenRecoveries(set.seed, stdout, t)
+	if err != nil {
+		return err
+	}
+	missed += missedRecoveries
 	if err := writeTables(stdout, "", t); err != nil {
 		return err
 	}

@@ -21,11 +21,13 @@ import (
 
 	"github.com/idempotency-go/idempotency"
 	"github.com/idempotency-go/idempotency/internal/pgtest"
+	"github.com/idempotency-go/idempotency/internal/recoverytest"
 	"github.com/idempotency-go/idempotency/postgres"
 )
 
 // TestMain is also the server processes of the tests.
 func TestMain(m *testing.M) {
+	recoverytest.ServeIfAsked(openRecoveryStore)
 	if config := os.Getenv(serverVariable); config != "" {
 		fmt.Fprintln(os.Stderr, serve(config))
 		os.Exit(1)

@@ -1,0 +1,320 @@
+// Package recoverytest proves recovery and steps by kills. Server processes with
+// [idempotency.WithRecovery] are told by each request at which point of it to kill
+// themselves. What their handlers do downstream is done in this process, which keeps it by
+// the key that it is given. Several clients at once retry until they have their answer; then
+// what was done is counted.
+//
+// The program that runs a proof is its servers too: it calls [ServeIfAsked] first.
+package recoverytest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// What the servers serve.
+const (
+	pathPay  = "/pay"
+	pathTrip = "/trip"
+)
+
+// Settings are what a proof is made with.
+type Settings struct {
+	Target string        // what leads the servers to the store
+	Lease  time.Duration // A server that stands still for nearly as long loses its claims.
+	Lanes  int           // how many keys are under way at once, each with a server of its own to kill
+	Seed   uint64        // what the points at which servers die follow from
+	Broken string        // names a deliberately broken build of the servers; "" is none
+	Repeat bool          // The servers send every claim twice.
+}
+
+// A Proof has servers, their downstream and their clients.
+type Proof struct {
+	Verdict
+	settings   Settings
+	client     *http.Client
+	downstream *downstream
+	steady     []*node // They are not killed.
+	lanes      []*node
+}
+
+// New starts the servers of a proof.
+func New(s Settings) (*Proof, error) {
+	p := &Proof{settings: s, client: &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}} // Servers die.
+	var err error
+	if p.downstream, err = newDownstream(); err != nil {
+		return nil, err
+	}
+	for i := range 2 + s.Lanes {
+		n := &node{config: config{Target: s.Target, Downstream: "http://" + p.downstream.listener.Addr().String(),
+			Lease: s.Lease, Broken: s.Broken, Repeat: s.Repeat}}
+		if err := n.start(); err != nil {
+			p.Stop()
+			return nil, err
+		}
+		if i < 2 {
+			p.steady = append(p.steady, n)
+		} else {
+			p.lanes = append(p.lanes, n)
+		}
+	}
+	return p, nil
+}
+
+// Stop stops the servers.
+func (p *Proof) Stop() {
+	for _, n := range slices.Concat(p.steady, p.lanes) {
+		n.stop()
+	}
+	p.downstream.listener.Close()
+}
+
+// Points at which a server may die, in their order.
+var (
+	runPoints      = []string{"claim-start", "claim-end", "begun", "charged", "returned", "completed", "answer"}
+	recoveryPoints = []string{"claim-start", "claim-end", "recovering", "asked", "charged", "returned"}
+	stepPoints     = func() (all []string) {
+		for _, name := range []string{"flight", "hotel", "car"} {
+			for _, at := range []string{"before-", "in-", "did-", "keep-start-", "keep-end-", "after-"} {
+				all = append(all, at+name)
+			}
+		}
+		return append(all, "returned", "completed", "answer")
+	}()
+)
+
+// Names of what is counted.
+const (
+	Kills      = "kills"
+	LateOwners = "late owners"
+	Losses     = "losses of the store"
+	killsAt    = "kills at "
+)
+
+// Payments kills servers at every point of payments and of their recoveries, at least n
+// times.
+func (p *Proof) Payments(n int) {
+	first := p.withRepeated(runPoints)
+	p.kills(n, pathPay, func(i int, random *rand.Rand) []string {
+		points := []string{first[i%len(first)]}
+		for range random.IntN(4) {
+			points = append(points, pick(random, p.withRepeated(recoveryPoints)))
+		}
+		return points
+	})
+}
+
+func (p *Proof) withRepeated(points []string) []string {
+	if p.settings.Repeat {
+		return append(slices.Clip(points), "repeated", "repeated")
+	}
+	return points
+}
+
+// Trips kills servers before, in and after each of three steps, at least n times.
+func (p *Proof) Trips(n int) {
+	p.kills(n, pathTrip, func(i int, random *rand.Rand) (points []string) {
+		at := i % len(stepPoints)
+		for range 1 + random.IntN(4) {
+			points = append(points, stepPoints[at])
+			at += random.IntN(len(stepPoints) - at) // What a run has kept no later one comes to.
+		}
+		return points
+	})
+}
+
+func pick(random *rand.Rand, points []string) string { return points[random.IntN(len(points))] }
+
+// eachLane calls f for one key after another in each lane, until more returns false.
+func (p *Proof) eachLane(purpose string, more func() bool, f func(victim *node, key string, random *rand.Rand)) {
+	var lanes sync.WaitGroup
+	for i, victim := range p.lanes {
+		random := rand.New(rand.NewPCG(p.settings.Seed, uint64(i)))
+		lanes.Go(func() {
+			for n := 0; more(); n++ {
+				f(victim, fmt.Sprintf("%s-%d.%d", purpose, i, n), random)
+			}
+		})
+	}
+	lanes.Wait()
+}
+
+// kills kills servers at the points that choose returns for one key after another.
+func (p *Proof) kills(n int, path string, choose func(i int, random *rand.Rand) []string) {
+	before, next := p.Count(Kills), atomic.Int64{}
+	p.eachLane(path, func() bool { return p.Count(Kills) < before+n && p.Found("") < 100 }, func(victim *node, key string, random *rand.Rand) {
+		r := request{path: path, key: key}
+		// A step's function gives its key to what it calls: what it did may come again.
+		p.downstream.with(key, func(o *order) { o.takesKeys = path == pathTrip })
+		all, alive := p.killAt(victim, r, choose(int(next.Add(1)-1), random), true)
+		if !alive {
+			return
+		}
+		all = append(all, p.crowd(append([]*node{victim}, p.steady...), r)...)
+		p.check(victim, r, all, true)
+	})
+}
+
+// killAt has a server die at one point after another, in run after run of a request, unless
+// that is answered before. If others is true, another request comes after each. It returns
+// false if the server does not come back.
+func (p *Proof) killAt(victim *node, r request, points []string, others bool) (all []answer, alive bool) {
+	claimed := false
+	for _, point := range points {
+		r.die = point
+		got := p.crowd([]*node{victim}, r)
+		all = append(all, got...)
+		if failed(got) {
+			err := victim.await()
+			if err == nil {
+				p.count(Kills, 1)
+				p.count(killsAt+point, 1)
+				err = victim.start()
+			} else {
+				victim.stop()
+				_ = victim.start() // The next key needs one.
+			}
+			if err != nil {
+				p.violate("harness", "%s at %s: %v", r.key, point, err)
+				return all, false
+			}
+		}
+		if answered(got) {
+			break
+		}
+		if claimed = claimed || point != "claim-start"; claimed && others {
+			p.another(p.steady[0], r)
+		}
+	}
+	return all, true
+}
+
+// latePoints are where an owner is cut off until its retry has recovered.
+var latePoints = []struct {
+	path, point string
+	interrupted string // where a run died before, so that the late owner is a recovery
+}{
+	{pathPay, "claim-end", ""}, {pathPay, "begun", ""}, {pathPay, "charged", ""}, {pathPay, "returned", ""},
+	{pathPay, "recovering", "begun"}, {pathPay, "asked", "charged"}, {pathPay, "asked", "begun"}, {pathPay, "charged", "begun"},
+	{pathTrip, "before-flight", ""}, {pathTrip, "in-flight", ""}, {pathTrip, "did-flight", ""}, {pathTrip, "keep-start-flight", ""},
+	{pathTrip, "did-hotel", ""}, {pathTrip, "keep-start-car", ""}, {pathTrip, "after-car", ""}, {pathTrip, "did-hotel", "after-flight"},
+	{pathTrip, "keep-start-hotel", "did-hotel"},
+}
+
+// LateOwners cuts off owners of claims for longer than a lease, n times at each point, and
+// lets them go on when their retry has recovered.
+func (p *Proof) LateOwners(n int) {
+	var next atomic.Int64
+	more := func() bool { return int(next.Load()) < n*len(latePoints) }
+	p.eachLane("late", more, func(victim *node, key string, random *rand.Rand) {
+		at := int(next.Add(1) - 1)
+		if at >= n*len(latePoints) {
+			return
+		}
+		late := latePoints[at%len(latePoints)]
+		r := request{path: late.path, key: key}
+		p.downstream.with(key, func(o *order) { o.takesKeys = true })
+		var all []answer
+		if late.interrupted != "" {
+			all, _ = p.killAt(victim, r, []string{late.interrupted}, true)
+		}
+		gate, first := p.downstream.gateOf(key, late.point), make(chan answer, 1)
+		go func() { first <- p.late(victim, r, late.point, gate) }()
+		select {
+		case <-gate.reached:
+		case a := <-first:
+			p.violate("harness", "%s: the late owner did not come to %s: %d %s %v", key, late.point, a.status, a.body, a.err)
+			return
+		}
+		all = append(all, p.crowd(p.steady, r)...)
+		close(gate.open)
+		a := <-first
+		if a.err == nil && a.status != http.StatusCreated && a.status != http.StatusConflict && a.status != http.StatusServiceUnavailable {
+			p.violate("status", "%s: the late owner got %d %s", key, a.status, a.body)
+		}
+		p.count(LateOwners, 1)
+		p.check(victim, r, append(all, a), true)
+	})
+}
+
+// late sends a request whose run is to wait at a gate, again until it does.
+func (p *Proof) late(victim *node, r request, point string, g *gate) (a answer) {
+	r.pause = point
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		a = p.send(context.Background(), victim, r)
+		select {
+		case <-g.reached:
+			return a
+		default: // It was refused: the lease of the run before is not over.
+		}
+		if a.err == nil && a.status == http.StatusCreated {
+			return a
+		}
+	}
+	return a
+}
+
+// Losses kills servers, and has lose let the store lose all its records at any time, at
+// least n times. Whoever runs again gives the same keys downstream.
+func (p *Proof) Losses(n int, lose func() error) {
+	over := make(chan struct{})
+	var loses sync.WaitGroup
+	loses.Go(func() {
+		defer close(over)
+		random := rand.New(rand.NewPCG(p.settings.Seed, 1<<32))
+		for range n {
+			time.Sleep(time.Duration(random.Int64N(int64(2 * p.settings.Lease))))
+			if err := lose(); err != nil {
+				p.violate("harness", "the store does not come back: %v", err)
+				return
+			}
+			p.count(Losses, 1)
+		}
+	})
+	more := func() bool {
+		select {
+		case <-over:
+			return false
+		default:
+			return true
+		}
+	}
+	p.eachLane("lost", more, func(victim *node, key string, random *rand.Rand) {
+		r, points := request{path: pathPay, key: key}, []string{pick(random, runPoints), pick(random, recoveryPoints)}
+		if random.IntN(2) == 0 {
+			r.path, points = pathTrip, []string{pick(random, stepPoints[:9]), pick(random, stepPoints[9:])}
+		}
+		p.downstream.with(key, func(o *order) { o.takesKeys = true })
+		all, alive := p.killAt(victim, r, points, false)
+		if alive {
+			p.check(victim, r, append(all, p.crowd(append([]*node{victim}, p.steady...), r)...), false)
+		}
+	})
+	loses.Wait()
+}
+
+// expectedAnswer is what the handlers answer.
+func expectedAnswer(path string, done []deed) []byte {
+	if path == pathPay {
+		if len(done) == 0 {
+			return nil
+		}
+		text, _ := json.Marshal(done[0])
+		return text
+	}
+	var booked []deed
+	for _, name := range []string{"flight", "hotel", "car"} {
+		if i := slices.IndexFunc(done, func(d deed) bool { return d.Name == name }); i >= 0 {
+			booked = append(booked, done[i])
+		}
+	}
+	text, _ := json.Marshal(booked)
+	return text
+}
