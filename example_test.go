@@ -212,6 +212,32 @@ func ExampleKeyFromContext() {
 	// 200 {"key":"8e03978e","ok":true}
 }
 
+// An operator looks up what a client got.
+func ExampleRecord_Open() {
+	backend := idempotency.NewMemory() // Or NewRedis with the prefix of the service.
+	h := idempotency.New(backend)(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprint(w, `{"payment":1}`)
+	}))
+	post(h, "8e03978e", "")
+
+	const scope, key = "", "8e03978e"
+	rec, left, ok, err := backend.Lookup(context.Background(), idempotency.NewKey(scope, key))
+	if err != nil || !ok {
+		fmt.Println("no record", err)
+		return
+	}
+	response, err := rec.Open(scope, key)
+	if err != nil {
+		fmt.Println(rec.State, err)
+		return
+	}
+	fmt.Println(rec.State, response.Status, string(response.Body), "kept for", left.Round(time.Hour))
+	// Output:
+	// 201 {"payment":1}
+	// completed 201 {"payment":1} kept for 24h0m0s
+}
+
 func ExampleWithRecovery() {
 	charged := make(map[string]int) // At the payment processor, which takes keys.
 	pay := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -26,37 +26,44 @@ func TestDefaultLogger(t *testing.T) {
 	require.Contains(t, log.String(), "key not claimed")
 }
 
-// What is logged leads to the record and to the claim. It shows neither a key nor
-// a body.
+// What is logged leads to the record and to the claim, and so from a record that an
+// operator looks at to the process that made it. It shows neither a key nor a body.
 func TestLogLines(t *testing.T) {
-	for verb, tt := range map[string]struct {
-		handler script
+	slow := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(3 * time.Second) // Longer than until the first renewal.
+		fmt.Fprint(w, "{}")
+	})
+	for message, tt := range map[string]struct {
+		verb    string
 		err     error
-		message string
+		handler http.Handler
 	}{
-		"claim":    {script{says("{}")}, errDown, "idempotency: key not claimed"},
-		"complete": {script{says("{}")}, idempotency.ErrFull, "idempotency: response not stored"},
-		"release":  {script{noStore, says("{}")}, errDown, "idempotency: claim not released"},
+		"key not claimed":     {"claim", errDown, script{says("{}")}},
+		"record not readable": {"claim", idempotency.ErrUnreadable, script{says("{}")}},
+		"claim not renewed":   {"renew", idempotency.ErrClaimLost, slow},
+		"response not stored": {"complete", idempotency.ErrFull, script{says("{}")}},
+		"claim not released":  {"release", errDown, script{noStore, says("{}")}},
 	} {
-		t.Run(verb, func(t *testing.T) {
-			var log bytes.Buffer
-			backend := newCounted(alwaysWith(verb, tt.err))
-			claim := backend.claim
-			var token idempotency.Token
-			backend.claim = func(ctx context.Context, key idempotency.Key, c idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
-				token = c.Token
-				return claim(ctx, key, c, terms)
-			}
-			logger := idempotency.WithLogger(slog.New(slog.NewJSONHandler(&log, nil)))
-			send(idempotency.New(backend, logger)(tt.handler), request("my-secret-key", "my-secret-body"))
-			var line map[string]any
-			require.NoError(t, json.NewDecoder(bytes.NewReader(log.Bytes())).Decode(&line))
-			delete(line, "time")
-			require.Equal(t, map[string]any{
-				"level": "ERROR", "msg": tt.message, "error": tt.err.Error(),
-				"storage_key": keyOf("my-secret-key").String(), "claim": token.String(),
-			}, line)
-			require.NotContains(t, log.String(), "secret")
+		t.Run(message, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				backend := newCounted(alwaysWith(tt.verb, tt.err))
+				claim := backend.claim
+				var token idempotency.Token
+				backend.claim = func(ctx context.Context, key idempotency.Key, c idempotency.Claim, terms idempotency.Terms) (idempotency.Record, bool, error) {
+					token = c.Token
+					return claim(ctx, key, c, terms)
+				}
+				send(idempotency.New(backend, jsonLog(&log))(tt.handler), request("my-secret-key", "my-secret-body"))
+				var line map[string]any
+				require.NoError(t, json.NewDecoder(bytes.NewReader(log.Bytes())).Decode(&line))
+				delete(line, "time")
+				require.Equal(t, map[string]any{
+					"level": "ERROR", "msg": "idempotency: " + message, "error": tt.err.Error(),
+					"storage_key": keyOf("my-secret-key").String(), "claim": token.String(),
+				}, line)
+				require.NotContains(t, log.String(), "secret")
+			})
 		})
 	}
 }

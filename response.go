@@ -101,6 +101,25 @@ func (r *Response) UnmarshalBinary(data []byte) error {
 	return nil
 }
 
+// Open reads the response of a completed record, so that an operator sees what the
+// client got. It returns an error that wraps [ErrUnreadable] if the record is in
+// another state, or its response cannot be read. The response shares nothing with the
+// record.
+//
+// scope and key are those of the request, key as the client sent it, unquoted. They and
+// the secrets are there for records that are sealed. No record is sealed in this
+// release: Open does not look at them.
+func (rec Record) Open(scope, key string, secrets ...[]byte) (*Response, error) {
+	if rec.State != StateCompleted {
+		return nil, fmt.Errorf("%w: no response: its state is %v", ErrUnreadable, rec.State)
+	}
+	response := new(Response)
+	if err := response.UnmarshalBinary(rec.Response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
 // decode reads a stored response whose body it shares. It adds to the header,
 // if r has one, the names for which keep returns true. After an error r is as it
 // was.
