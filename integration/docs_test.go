@@ -68,6 +68,8 @@ func TestDocumentedCode(t *testing.T) {
 					stands = stands || contains(source, code) || language == "sql" && strings.Contains(source, strings.TrimSpace(code))
 				}
 				require.True(t, stands, "%s: no source has this block:\n%s", path, code)
+			case "yaml":
+				require.Equal(t, filepath.Join(root, "docs", "OBSERVING.md"), path, "TestAlerts evaluates the rules there")
 			case "console", "mermaid", "text", "":
 			default:
 				t.Errorf("%s: nobody tests blocks of %q", path, language)

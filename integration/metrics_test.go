@@ -9,9 +9,13 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/idempotency-go/idempotency"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,16 +24,42 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// withMetrics counts requests by outcome, and by why a response was not stored, and
-// takes their time.
+// withMetrics counts requests by outcome, by why a response was not stored and by whether it
+// was recovered, and takes their time. It counts the claims that were lost to another request.
 func withMetrics(reg prometheus.Registerer) idempotency.Option {
-	metrics, outcome := promauto.With(reg), []string{"outcome"}
-	requests := metrics.NewCounterVec(prometheus.CounterOpts{Name: "idempotency_requests_total"}, append(outcome, "reason"))
-	seconds := metrics.NewHistogramVec(prometheus.HistogramOpts{Name: "idempotency_request_duration_seconds"}, outcome)
+	metrics := promauto.With(reg)
+	requests := metrics.NewCounterVec(prometheus.CounterOpts{Name: "idempotency_requests_total"}, []string{"outcome", "reason", "recovered"})
+	lost := metrics.NewCounter(prometheus.CounterOpts{Name: "idempotency_claims_lost_total"})
+	seconds := metrics.NewHistogramVec(prometheus.HistogramOpts{Name: "idempotency_request_duration_seconds",
+		Buckets: prometheus.ExponentialBuckets(1e-6, 4, 13)}, []string{"outcome"}) // from 1 µs to 17 s
+
+	// Each series is there before its first event: one that begins at 1 has no increase.
+	for outcome, reasons := range outcomes {
+		seconds.WithLabelValues(string(outcome))
+		for _, reason := range reasons {
+			requests.WithLabelValues(string(outcome), string(reason), "false")
+			requests.WithLabelValues(string(outcome), string(reason), "true")
+		}
+	}
 	return idempotency.WithObserver(func(_ context.Context, e idempotency.Event) {
-		requests.WithLabelValues(string(e.Outcome), string(e.Reason)).Inc()
+		// Recovered: the handler of WithRecovery ran, whatever the outcome.
+		requests.WithLabelValues(string(e.Outcome), string(e.Reason), strconv.FormatBool(e.Recovered)).Inc()
 		seconds.WithLabelValues(string(e.Outcome)).Observe(e.Duration.Seconds())
+		if errors.Is(e.Err, idempotency.ErrClaimLost) {
+			lost.Inc()
+		}
 	})
+}
+
+// outcomes has every outcome, with its reasons.
+var outcomes = map[idempotency.Outcome][]idempotency.Reason{
+	idempotency.Stored: {""}, idempotency.Panicked: {""}, idempotency.Replayed: {""}, idempotency.Outstanding: {""},
+	idempotency.Interrupted: {""}, idempotency.Reused: {""}, idempotency.Rejected: {""}, idempotency.Failed: {""},
+	idempotency.Unprotected: {""},
+	idempotency.NotStored: {idempotency.ReasonNoStore, idempotency.ReasonStoreIf, idempotency.ReasonContentType,
+		idempotency.ReasonInvalidJSON, idempotency.ReasonEncoded, idempotency.ReasonTooLarge, idempotency.ReasonLength,
+		idempotency.ReasonTrailers, idempotency.ReasonHijacked, idempotency.ReasonRequestBody,
+		idempotency.ReasonServerError, idempotency.ReasonStoreFailed},
 }
 
 // withRouteMetrics counts by route too. A Pattern is one of few, as a label must
@@ -184,25 +214,58 @@ func unwrapped(h http.Handler) http.Handler { return h }
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
-	counts := driveOutcomes(t, newWatched(t, unwrapped, quiet, withMetrics(reg)))
+	s := newWatched(t, unwrapped, quiet, withMetrics(reg))
+	before, _ := scrape(t, reg, "idempotency_requests_total")
+	require.Len(t, before, 2*(9+12), "every series is there before its first event")
+	for _, series := range before {
+		require.True(t, strings.HasSuffix(series, " 0"), series)
+	}
+
+	counts := driveOutcomes(t, s)
 	reasons := map[idempotency.Outcome]idempotency.Reason{idempotency.NotStored: idempotency.ReasonContentType}
 	var requests, durations []string
 	for _, outcome := range slices.Sorted(maps.Keys(counts)) {
-		requests = append(requests, fmt.Sprintf("idempotency_requests_total{outcome=%q,reason=%q} %d", outcome, reasons[outcome], counts[outcome]))
+		requests = append(requests, fmt.Sprintf("idempotency_requests_total{outcome=%q,reason=%q,recovered=\"false\"} %d", outcome, reasons[outcome], counts[outcome]))
 		durations = append(durations, fmt.Sprintf("idempotency_request_duration_seconds_count{outcome=%q} %d", outcome, counts[outcome]))
 	}
 	got, text := scrape(t, reg, "idempotency_requests_total")
+	require.Len(t, got, len(before), "no series begins later")
+	got = slices.DeleteFunc(got, func(series string) bool { return strings.HasSuffix(series, " 0") })
 	require.Equal(t, requests, got)
 	require.NotContains(t, text, "secret")
 	got, _ = scrape(t, reg, "idempotency_request_duration_seconds_count")
 	require.Equal(t, durations, got)
-	buckets, _ := scrape(t, reg, "idempotency_request_duration_seconds_bucket")
-	require.Contains(t, buckets, `idempotency_request_duration_seconds_bucket{outcome="replayed",le="10"} 5`, "durations are in seconds")
 	sums, _ := scrape(t, reg, "idempotency_request_duration_seconds_sum")
 	require.Len(t, sums, len(counts))
 	for _, sum := range sums {
 		require.False(t, strings.HasSuffix(sum, " 0"), sum)
 	}
+}
+
+// A replay takes about 2 µs on memory and 100 µs on Redis, and a handler seconds: the
+// buckets tell them apart.
+func TestMetricsBuckets(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	took := []time.Duration{2 * time.Microsecond, 10 * time.Microsecond, 100 * time.Microsecond, 500 * time.Microsecond,
+		2 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second}
+	synctest.Test(t, func(t *testing.T) {
+		h := idempotency.New(idempotency.NewMemory(), withMetrics(reg))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			i, err := strconv.Atoi(r.Header.Get("Idempotency-Key"))
+			require.NoError(t, err)
+			time.Sleep(took[i])
+			io.WriteString(w, "{}")
+		}))
+		for i := range took {
+			sendKeyed(h, strconv.Itoa(i), "/")
+		}
+	})
+	_, text := scrape(t, reg, "idempotency_request_duration_seconds_bucket")
+	counts := regexp.MustCompile(`_bucket\{outcome="stored",le="[^"]+"\} (\d+)`).FindAllStringSubmatch(text, -1)
+	var got []string
+	for _, count := range counts {
+		got = append(got, count[1])
+	}
+	require.Equal(t, "0 1 2 2 3 4 5 6 7 8 9 10 11 11", strings.Join(got, " "), "each in a bucket of its own; the last is +Inf")
 }
 
 func TestMetricsByRoute(t *testing.T) {

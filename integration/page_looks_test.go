@@ -52,6 +52,26 @@ func testLooks(t *testing.T, p *tab) {
 	p.until(`!document.querySelector("tr[aria-busy]")`)
 }
 
+// testFirstScreen presses each button on a phone: what becomes of it is seen without
+// scrolling.
+func testFirstScreen(p *tab) {
+	p.emulate(390, 844, "light")
+	seen := func(button string) {
+		p.Helper()
+		require.Zero(p, eval[float64](p, `scrollY`), button)
+		require.LessOrEqual(p, eval[float64](p, `document.getElementById("outcome").getBoundingClientRect().bottom`), 844.0,
+			"%s: %s", button, p.outcome())
+	}
+	seen("none")
+	for _, card := range []string{"tok_timeout", "tok_visa"} {
+		p.do(chromedp.SetValue(chromedp.ID("amount"), "999999.99"), chromedp.SetValue(chromedp.ID("card"), card))
+		for _, id := range []string{"pay", "retry", "crash", "retry", "other", "retry", "twice", "hang-up", "retry"} {
+			p.press(id)
+			seen(id)
+		}
+	}
+}
+
 // looks are scripts that return what is wrong with how the page looks.
 var looks = []struct{ name, script string }{
 	{"text has a contrast of 4.5 to 1", colours + `
@@ -170,18 +190,18 @@ func testAccessibility(p *tab, rows int) {
 			}
 		}
 	}
-	require.Equal(p, []string{"Pay", "Retry with the same key", "Send twice at once", "Same key, other amount", "Hang up half-way"}, names["button"])
+	require.Equal(p, []string{"Pay", "Retry with the same key", "Crash after the charge", "Send twice at once", "Same key, other amount", "Hang up half-way"}, names["button"])
 	require.Equal(p, []string{"Amount in EUR"}, names["spinbutton"])
 	require.Equal(p, []string{"Card"}, names["combobox"])
 	require.Equal(p, []string{"Timeline newest first"}, names["table"])
-	require.Equal(p, []string{"Request", "Sent", "Key", "Amount", "Status", "Replayed", "Took", "Handler runs"}, names["columnheader"])
+	require.Equal(p, []string{"Request", "Sent", "Key", "Amount", "Status", "Replayed", "Took", "Runs", "Charges"}, names["columnheader"])
 	require.Equal(p, []string{"Latest outcome"}, names["status"])
 	require.Equal(p, []string{"Pay once, retry safely"}, names["heading"])
 	require.Len(p, names["main"], 1)
 	require.Equal(p, []string{"Requests"}, names["form"])
 	require.Len(p, names["rowheader"], rows)
 	require.Len(p, names["row"], rows+1)
-	require.Len(p, names["cell"], 7*rows)
+	require.Len(p, names["cell"], 8*rows)
 	for _, name := range append(names["rowheader"], names["cell"]...) {
 		require.NotEmpty(p, name)
 	}

@@ -31,6 +31,8 @@ func fillTimeline(p *tab) {
 	require.Equal(p, "409 Conflict", p.press("retry")[0].status)
 	p.afterwards(func(p *tab, id string) { p.do(chromedp.Click(chromedp.ID(id))) }, left.key)
 	p.press("twice")
+	p.press("crash")
+	p.press("retry")
 }
 
 // TestPageScreenshots writes pictures of the page. The README shows one of them.

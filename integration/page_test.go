@@ -35,6 +35,10 @@ func TestPage(t *testing.T) {
 		url, _ := startPayments(t, program)
 		testLooks(t, openTab(t, browser, url))
 	})
+	t.Run("a phone's first screen", func(t *testing.T) {
+		url, _ := startPayments(t, program)
+		testFirstScreen(openTab(t, browser, url))
+	})
 	t.Run("motion", func(t *testing.T) {
 		url, _ := startPayments(t, program)
 		p := openTab(t, browser, url)
@@ -45,7 +49,7 @@ func TestPage(t *testing.T) {
 		url, kill := startPayments(t, program)
 		p := openTab(t, browser, url)
 		kill()
-		require.Equal(t, row{request: "1 Pay", status: "No answer", replayed: "no", runs: "unknown", amount: "12.50 EUR"},
+		require.Equal(t, row{request: "1 Pay", status: "No answer", replayed: "no", runs: "unknown", charges: "unknown", amount: "12.50 EUR"},
 			p.press("pay")[0].told())
 		require.Contains(t, p.outcome(), "could not be reached")
 	})
@@ -65,7 +69,7 @@ func pressByKeyboard() func(p *tab, id string) {
 
 // row is a request in the page's timeline.
 type row struct {
-	request, sent, key, amount, status, meaning, replayed, took, runs string
+	request, sent, key, amount, status, meaning, replayed, took, runs, charges string
 }
 
 // rows returns the timeline, newest first.
@@ -74,10 +78,10 @@ func (p *tab) rows() []row {
 	var rows []row
 	for _, cells := range eval[[]map[string]string](p, `[...document.querySelectorAll("tbody tr")].map(tr =>
 		Object.fromEntries([...tr.cells].map(cell => [cell.dataset.label, cell.innerText])))`) {
-		require.Len(p, cells, 8)
+		require.Len(p, cells, 9)
 		status, meaning, _ := strings.Cut(cells["Status"], "\n")
 		rows = append(rows, row{cells["Request"], cells["Sent"], cells["Key"], cells["Amount"], status, meaning,
-			cells["Replayed"], cells["Took"], cells["Handler runs"]})
+			cells["Replayed"], cells["Took"], cells["Runs"], cells["Charges"]})
 	}
 	return rows
 }
@@ -157,34 +161,35 @@ func testEveryButton(t *testing.T, p *tab, press func(p *tab, id string)) {
 	}
 
 	paid := p.pressBy(press, "pay")[0]
-	require.Equal(t, row{request: "1 Pay", status: "201 Created", replayed: "no", amount: "12.50 EUR", runs: "1"}, paid.told())
+	require.Equal(t, row{request: "1 Pay", status: "201 Created", replayed: "no", amount: "12.50 EUR", runs: "1", charges: "1"}, paid.told())
 	require.Equal(t, []string{paid.key}, p.payments())
 	require.Equal(t, paid.key, eval[string](p, `document.getElementById("key").textContent`))
 
 	again := p.pressBy(press, "retry")[0]
-	require.Equal(t, row{request: "2 Retry with the same key", status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "1"}, again.told())
+	require.Equal(t, row{request: "2 Retry with the same key", status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "1", charges: "1"}, again.told())
 	require.Equal(t, paid.key, again.key)
 	require.Contains(t, p.outcome(), "replayed")
 
 	other := p.pressBy(press, "other")[0]
-	require.Equal(t, row{request: "3 Same key, other amount", status: "422 Unprocessable Entity", replayed: "no", amount: "13.50 EUR", runs: "1"}, other.told())
+	require.Equal(t, row{request: "3 Same key, other amount", status: "422 Unprocessable Entity", replayed: "no", amount: "13.50 EUR", runs: "1", charges: "1"}, other.told())
 	require.Equal(t, paid.key, other.key)
 	require.Contains(t, other.meaning, "Key reused")
 
 	again = p.pressBy(press, "retry")[0]
-	require.Equal(t, row{request: "4 Retry with the same key", status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "1"}, again.told())
+	require.Equal(t, row{request: "4 Retry with the same key", status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "1", charges: "1"}, again.told())
 
 	// The client leaves; the payment is made all the same, and once.
 	left := p.pressBy(press, "hang-up")[0]
-	require.Equal(t, row{request: "5 Hang up half-way", status: "Hung up", replayed: "no", amount: "12.50 EUR", runs: "2"}, left.told())
+	require.Equal(t, row{request: "5 Hang up half-way", status: "Hung up", replayed: "no", amount: "12.50 EUR", runs: "2", charges: left.charges}, left.told())
+	require.Contains(t, []string{"1", "2"}, left.charges, "the slow card is charged meanwhile")
 	require.NotEqual(t, paid.key, left.key)
 	require.Contains(t, p.outcome(), "Press “Retry with the same key”")
 	outstanding := p.pressBy(press, "retry")[0]
-	require.Equal(t, row{request: "6 Retry with the same key", status: "409 Conflict", replayed: "no", amount: "12.50 EUR", runs: "2"}, outstanding.told())
+	require.Equal(t, row{request: "6 Retry with the same key", status: "409 Conflict", replayed: "no", amount: "12.50 EUR", runs: "2", charges: outstanding.charges}, outstanding.told())
 	require.Contains(t, outstanding.meaning, "Outstanding")
 	require.Contains(t, outstanding.meaning, "Retry-After: 1 s")
 	answered := p.afterwards(press, left.key)
-	require.Equal(t, row{status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "2"}, answered)
+	require.Equal(t, row{status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "2", charges: "2"}, answered)
 	require.Equal(t, []string{paid.key, left.key}, p.payments())
 
 	rows := p.pressBy(press, "twice")
@@ -195,26 +200,35 @@ func testEveryButton(t *testing.T, p *tab, press func(p *tab, id string)) {
 		require.Equal(t, "no", r.replayed)
 		require.Equal(t, r.status == "409 Conflict", strings.Contains(r.meaning, "Retry-After: 1 s"), r.meaning)
 	}
-	require.Equal(t, row{status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "3"}, p.afterwards(press, rows[0].key))
+	require.Equal(t, row{status: "201 Created", replayed: "yes", amount: "12.50 EUR", runs: "3", charges: "3"}, p.afterwards(press, rows[0].key))
 
 	for _, step := range []struct {
-		card, button, status, replayed, runs, meaning string
+		card, button, status, replayed, runs, charges, meaning string
 	}{
-		{"tok_declined", "pay", "402 Payment Required", "no", "4", "The answer is stored."},
-		{"tok_declined", "retry", "402 Payment Required", "yes", "4", "stored answer"},
-		{"tok_timeout", "pay", "503 Service Unavailable", "no", "5", "not stored"},
-		{"tok_timeout", "retry", "201 Created", "no", "6", "Paid."},
-		{"tok_timeout", "retry", "201 Created", "yes", "6", "Paid before"},
+		{"tok_declined", "pay", "402 Payment Required", "no", "4", "3", "The answer is stored."},
+		{"tok_declined", "retry", "402 Payment Required", "yes", "4", "3", "stored answer"},
+		{"tok_timeout", "pay", "503 Service Unavailable", "no", "5", "3", "not stored"},
+		{"tok_timeout", "retry", "201 Created", "no", "6", "4", "Paid."},
+		{"tok_timeout", "retry", "201 Created", "yes", "6", "4", "Paid before"},
+		{"tok_visa", "crash", "500 Internal Server Error", "no", "7", "5", "Crashed after the charge"},
+		{"tok_visa", "other", "422 Unprocessable Entity", "no", "7", "5", "Key reused"},
+		{"tok_visa", "retry", "201 Created", "no", "7", "5", "Recovered"},
+		{"tok_visa", "retry", "201 Created", "yes", "7", "5", "Paid before"},
+		{"tok_crash", "pay", "500 Internal Server Error", "no", "8", "6", "Crashed after the charge"},
+		{"tok_crash", "retry", "201 Created", "no", "8", "6", "Recovered"},
 	} {
 		p.do(chromedp.SetValue(chromedp.ID("card"), step.card))
 		told := p.pressBy(press, step.button)[0]
-		require.Equal(t, []string{step.status, step.replayed, step.runs}, []string{told.status, told.replayed, told.runs}, step.card)
+		require.Equal(t, []string{step.status, step.replayed, step.runs, step.charges},
+			[]string{told.status, told.replayed, told.runs, told.charges}, step.card)
 		require.Contains(t, told.meaning, step.meaning)
 	}
 
-	require.Equal(t, 6, answerOf[struct{ Runs int }](t, p.url+"/runs").Runs, "the page shows the program's count")
-	require.Equal(t, "6", eval[string](p, `document.getElementById("runs").textContent`))
-	require.Len(t, p.payments(), 4)
+	type counts struct{ Runs, Charges int }
+	require.Equal(t, counts{8, 6}, answerOf[counts](t, p.url+"/counts"), "the page shows the program's counts")
+	require.Equal(t, "8", eval[string](p, `document.getElementById("runs").textContent`))
+	require.Equal(t, "6", eval[string](p, `document.getElementById("charges").textContent`))
+	require.Len(t, p.payments(), 6)
 }
 
 // afterwards retries once the program has recorded the payment of a key, and
@@ -243,7 +257,7 @@ func testForm(p *tab) {
 	for _, amount := range []string{"0", "-1", "1000000.01", ""} {
 		eval[any](p, `document.activeElement.select()`)
 		p.do(chromedp.KeyEvent(kb.Delete + amount))
-		for _, id := range []string{"amount", "pay", "twice", "hang-up"} {
+		for _, id := range []string{"amount", "pay", "crash", "twice", "hang-up"} {
 			p.tabTo(id)
 			p.do(chromedp.KeyEvent(kb.Enter))
 			require.Empty(p, p.rows(), "%q is no amount for %s", amount, id)
@@ -255,5 +269,5 @@ func testForm(p *tab) {
 	p.do(chromedp.KeyEvent(kb.ArrowDown), chromedp.KeyEvent(kb.ArrowDown))
 	p.tabTo("amount")
 	told := p.pressBy(func(p *tab, _ string) { p.do(chromedp.KeyEvent(kb.Enter)) }, "amount")
-	require.Equal(p, row{request: "1 Pay", status: "402 Payment Required", replayed: "no", amount: "0.29 EUR", runs: "1"}, told[0].told())
+	require.Equal(p, row{request: "1 Pay", status: "402 Payment Required", replayed: "no", amount: "0.29 EUR", runs: "1", charges: "0"}, told[0].told())
 }

@@ -20,11 +20,12 @@ import (
 // withLog logs a line for each request: what is not in levels is Info. A
 // hash tells one key from another, and does not give away one that is random.
 func withLog(logger *slog.Logger) idempotency.Option {
-	levels := map[idempotency.Outcome]slog.Level{idempotency.Reused: slog.LevelWarn, idempotency.Unprotected: slog.LevelWarn,
-		idempotency.Failed: slog.LevelError, idempotency.Panicked: slog.LevelError}
+	levels := map[idempotency.Outcome]slog.Level{idempotency.Interrupted: slog.LevelWarn, idempotency.Reused: slog.LevelWarn,
+		idempotency.Unprotected: slog.LevelWarn, idempotency.Failed: slog.LevelError, idempotency.Panicked: slog.LevelError}
 	return idempotency.WithObserver(func(ctx context.Context, e idempotency.Event) {
-		logger.Log(ctx, levels[e.Outcome], "idempotency", "outcome", e.Outcome, "status", e.Status,
-			"reason", e.Reason, "duration", e.Duration, "storage_key", e.StorageKey.String(), "error", e.Err)
+		// Recovered: the handler of WithRecovery ran, whatever the outcome.
+		logger.Log(ctx, levels[e.Outcome], "idempotency", "outcome", e.Outcome, "reason", e.Reason, "recovered", e.Recovered,
+			"status", e.Status, "duration", e.Duration, "storage_key", e.StorageKey.String(), "error", e.Err)
 	})
 }
 
@@ -91,11 +92,11 @@ func TestLog(t *testing.T) {
 
 // logLine is a line of the observer's or of a fault's.
 type logLine struct {
-	Level, Msg, Outcome, Error string
-	Status                     int
-	Duration                   int64
-	TraceID                    string `json:"trace_id"`
-	StorageKey                 string `json:"storage_key"`
+	Level, Msg, Outcome, Reason, Error string
+	Status                             int
+	Duration                           int64
+	TraceID                            string `json:"trace_id"`
+	StorageKey                         string `json:"storage_key"`
 }
 
 func readLog(t *testing.T, text string) (lines []logLine) {
@@ -149,6 +150,14 @@ func TestLogLines(t *testing.T) {
 		require.Equal(t, line.StorageKey, got[0].StorageKey, "a fault and its request are to be found together")
 		require.Contains(t, got[0].Error, c.err)
 	}
+
+	s.send(t, "/once", "secret-once", "")
+	lines.take()
+	s.send(t, "/once", "secret-once", "")
+	got := readLog(t, lines.take())
+	require.Len(t, got, 1)
+	require.Equal(t, string(idempotency.Interrupted), got[0].Outcome)
+	require.Equal(t, slog.LevelWarn.String(), got[0].Level, "somebody must look it up")
 }
 
 // TestLogWarns shows that a route whose responses are never stored is told of once.

@@ -26,6 +26,8 @@ func withSpans() idempotency.Option {
 		span := trace.SpanFromContext(ctx)
 		span.SetAttributes(attribute.String("idempotency.outcome", string(e.Outcome)),
 			attribute.String("idempotency.reason", string(e.Reason)),
+			// Recovered: the handler of WithRecovery ran, whatever the outcome.
+			attribute.Bool("idempotency.recovered", e.Recovered),
 			attribute.Bool("idempotency.replayed", e.Outcome == idempotency.Replayed))
 		span.RecordError(e.Err) // Of nil it records nothing.
 	})

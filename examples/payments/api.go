@@ -38,7 +38,7 @@ func (a *api) handler(backend idempotency.Backend) http.Handler {
 	paid := runs{of: make(map[string]int)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /payments", paid.counted(a.pay))
-	mux.HandleFunc("GET /runs", paid.get) // how often the handler for payments ran
+	mux.HandleFunc("GET /counts", a.counts(&paid))
 	mux.HandleFunc("GET /payments", a.list)
 	mux.HandleFunc("GET /payments/{id}", a.get)
 	mux.HandleFunc("POST /payments/{id}/refunds", a.refund)
@@ -47,15 +47,16 @@ func (a *api) handler(backend idempotency.Backend) http.Handler {
 		idempotency.WithRequired(),
 		// Alice's order-1 is not Bob's.
 		idempotency.WithScope(func(r *http.Request) string { return account(r.Context()) }),
+		idempotency.WithRecovery(a.recovery),
 		idempotency.WithLogger(a.log),
 		// The log tells what became of a request, but not its key: who has both a
 		// token and a key can have the answer replayed.
 		idempotency.WithObserver(func(ctx context.Context, e idempotency.Event) {
 			a.log.InfoContext(ctx, "request", "account", account(ctx), "method", e.Request.Method,
-				"path", e.Request.URL.Path, "outcome", e.Outcome, "status", e.Status, "took", e.Duration)
+				"path", e.Request.URL.Path, "outcome", e.Outcome, "recovered", e.Recovered, "status", e.Status, "took", e.Duration)
 		}),
 	)
-	return withPage(authenticate(http.MaxBytesHandler(once(mux), maxBody)))
+	return withPage(authenticate(a.survive(http.MaxBytesHandler(once(mux), maxBody))))
 }
 
 // accounts has the demo's API tokens. A service keeps hashes of them.
@@ -82,6 +83,20 @@ func authenticate(next http.Handler) http.Handler {
 	})
 }
 
+// survive answers for a handler that panics. net/http would hang up, after which a
+// browser may send the request again by itself.
+func (a *api) survive(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				a.log.ErrorContext(r.Context(), "handler panicked", "account", account(r.Context()), "panic", p)
+				writeJSON(w, http.StatusInternalServerError, map[string]string{"error": "crashed: send it again with the same key"})
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
 // pay charges a card and records the payment. Both steps have a name that is
 // the same on every attempt, so that a run after a crash repeats neither.
 func (a *api) pay(w http.ResponseWriter, r *http.Request) {
@@ -102,7 +117,8 @@ func (a *api) pay(w http.ResponseWriter, r *http.Request) {
 	}
 
 	charge := idempotency.DeriveKey(ctx, "charge")
-	err := a.cards.move(ctx, charge, order.Card, order.Amount)
+	m := movement{account(ctx), order.Amount, order.Currency}
+	err := a.cards.move(ctx, charge, order.Card, m)
 	if errors.Is(err, errDeclined) {
 		// Stored like a success: a retry is told the same.
 		writeJSON(w, http.StatusPaymentRequired, map[string]string{"error": "the card was declined"})
@@ -117,12 +133,37 @@ func (a *api) pay(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
+	if order.Card == "tok_crash" {
+		panic("the card is charged, and then the process dies")
+	}
+	a.record(w, r, charge, m)
+}
+
+// recovery answers the retry of a request that was interrupted, such as by a crash. The
+// processor is asked what it did for the run before: DeriveKey returns the same key
+// again. If it has charged, the payment is recorded; if not, the handler runs again.
+func (a *api) recovery(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		charge := idempotency.DeriveKey(r.Context(), "charge")
+		m, ok := a.cards.find(charge)
+		if !ok {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Charge-Found", "true")
+		a.record(w, r, charge, m)
+	})
+}
+
+// record records the payment for a charge, and answers with it.
+func (a *api) record(w http.ResponseWriter, r *http.Request, charge string, m movement) {
+	ctx := r.Context()
 	id := "pay_" + idempotency.DeriveKey(ctx, "payment")
 	// The client's key stays with the payment, as the client's own name for it.
 	reference, _ := idempotency.KeyFromContext(ctx)
 	p, err := a.payments.Update(ctx, account(ctx), id, func(p *payment) error {
 		if p.ID == "" {
-			*p = payment{id, order.Amount, order.Currency, charge, reference, time.Now().UTC(), []refund{}}
+			*p = payment{id, m.amount, m.currency, charge, reference, time.Now().UTC(), []refund{}}
 		}
 		return nil
 	})
@@ -167,7 +208,7 @@ func (a *api) refund(w http.ResponseWriter, r *http.Request) {
 		return nil
 	})
 	if err == nil {
-		err = a.cards.move(ctx, key, p.Charge, -back.Amount)
+		err = a.cards.move(ctx, key, p.Charge, movement{account(ctx), -back.Amount, p.Currency})
 	}
 	switch {
 	case errors.Is(err, errNotFound):

@@ -80,11 +80,11 @@ func (s *service) listed(t *testing.T, token string) []payment {
 
 // charged returns how often cards were charged, and what they paid in all.
 func (s *service) charged() (times int, sum int64) {
-	for _, amount := range s.cards.moved {
-		if amount > 0 {
+	for _, m := range s.cards.moved {
+		if m.amount > 0 {
 			times++
 		}
-		sum += amount
+		sum += m.amount
 	}
 	return times, sum
 }
@@ -233,12 +233,15 @@ func requirePaysOnce(t *testing.T, s *service, body string) {
 // brokenStore is a store that can be broken.
 type brokenStore struct {
 	store
-	broken bool
+	broken, panics bool
 }
 
 var errBroken = errors.New("broken")
 
 func (s *brokenStore) Update(ctx context.Context, account, id string, change func(*payment) error) (payment, error) {
+	if s.panics {
+		panic(errBroken)
+	}
 	if s.broken {
 		return payment{}, errBroken
 	}
@@ -252,15 +255,13 @@ func (s *brokenStore) List(ctx context.Context, account string) ([]payment, erro
 	return s.store.List(ctx, account)
 }
 
-// A process that dies lets go of no claim: the lease does, and another process
-// runs the handler again, with what the first one had done.
-func TestRunAgainAfterCrash(t *testing.T) {
+// If the store loses a record, the handler runs again, and repeats no step that was done.
+func TestRunAgainAfterLoss(t *testing.T) {
 	server := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	defer client.Close()
 	s := newService(idempotency.NewRedis(client), redisStore{client})
 	first := s.pay("order-1", visa)
-	// It died before its response was stored.
 	server.Del("idempotency:" + idempotency.NewKey("alice", "order-1").String())
 	again := s.pay("order-1", visa)
 	require.Equal(t, http.StatusCreated, again.Code)
@@ -268,6 +269,76 @@ func TestRunAgainAfterCrash(t *testing.T) {
 	require.Equal(t, first.Body.String(), again.Body.String())
 	times, _ := s.charged()
 	require.Equal(t, 1, times)
+}
+
+// A handler that crashes after the charge leaves its key interrupted. The retry asks the
+// processor, and answers with what it finds.
+func TestRecovery(t *testing.T) {
+	crash := strings.Replace(visa, "tok_visa", "tok_crash", 1)
+	forEachStore(t, func(t *testing.T, s *service) {
+		crashed := s.pay("order-1", crash)
+		require.Equal(t, http.StatusInternalServerError, crashed.Code)
+		require.Contains(t, crashed.Body.String(), "the same key")
+		require.Contains(t, s.logged.String(), "the process dies")
+		require.Empty(t, s.listed(t, "alice-secret"))
+		require.Equal(t, counts{Runs: 1, Charges: 1}, s.counts(t, "alice-secret"))
+		other := s.pay("order-1", strings.Replace(crash, "1250", "9900", 1))
+		require.Equal(t, http.StatusUnprocessableEntity, other.Code, "the key is not free")
+
+		retry := s.pay("order-1", crash)
+		require.Equal(t, http.StatusCreated, retry.Code, retry.Body)
+		require.Equal(t, "true", retry.Header().Get("Charge-Found"))
+		require.Empty(t, retry.Header().Get("Idempotent-Replayed"))
+		paid := decoded[payment](t, bytes.NewReader(retry.Body.Bytes()))
+		require.EqualValues(t, 1250, paid.Amount)
+		require.Equal(t, "EUR", paid.Currency)
+		require.Equal(t, "order-1", paid.Reference)
+		require.Contains(t, s.cards.moved, paid.Charge)
+		require.Equal(t, []payment{paid}, s.listed(t, "alice-secret"))
+		require.Contains(t, s.logged.String(), "outcome=stored recovered=true")
+
+		again := s.pay("order-1", crash)
+		require.Equal(t, retry.Body.String(), again.Body.String())
+		require.Equal(t, "true", again.Header().Get("Idempotent-Replayed"))
+		require.Equal(t, counts{Runs: 1, Charges: 1}, s.counts(t, "alice-secret"), "one run, and one charge")
+	})
+	t.Run("many retries at once", func(t *testing.T) {
+		forEachStore(t, func(t *testing.T, s *service) {
+			s.pay("order-1", crash)
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() { s.pay("order-1", crash) })
+			}
+			wg.Wait()
+			require.Equal(t, http.StatusCreated, s.pay("order-1", crash).Code)
+			require.Len(t, s.listed(t, "alice-secret"), 1)
+			require.Equal(t, 1, strings.Count(s.logged.String(), "recovered=true"))
+			require.Equal(t, counts{Runs: 1, Charges: 1}, s.counts(t, "alice-secret"))
+		})
+	})
+	t.Run("payment not recorded", func(t *testing.T) {
+		payments := &brokenStore{store: &memoryStore{payments: make(map[[2]string]payment)}}
+		s := newService(idempotency.NewMemory(), payments)
+		s.pay("order-1", crash)
+		payments.broken = true
+		require.Equal(t, http.StatusServiceUnavailable, s.pay("order-1", crash).Code)
+		payments.broken = false
+		require.Equal(t, "true", s.pay("order-1", crash).Header().Get("Charge-Found"), "it is recovered again")
+		require.Equal(t, counts{Runs: 1, Charges: 1}, s.counts(t, "alice-secret"))
+	})
+	t.Run("a refund", func(t *testing.T) {
+		payments := &brokenStore{store: &memoryStore{payments: make(map[[2]string]payment)}}
+		s := newService(idempotency.NewMemory(), payments)
+		path := s.pay("order-1", visa).Header().Get("Location") + "/refunds"
+		payments.panics = true
+		require.Equal(t, http.StatusInternalServerError, s.send("POST", path, "alice-secret", "refund-1", `{"amount": 250}`).Code)
+		payments.panics = false
+		retry := s.send("POST", path, "alice-secret", "refund-1", `{"amount": 250}`)
+		require.Equal(t, http.StatusCreated, retry.Code)
+		require.Empty(t, retry.Header().Get("Charge-Found"), "the handler ran again")
+		_, sum := s.charged()
+		require.EqualValues(t, 1000, sum)
+	})
 }
 
 func TestDeclinedIsReplayed(t *testing.T) {

@@ -6,7 +6,8 @@
 //	go run ./examples/payments -redis redis://127.0.0.1:6379/0 -addr 127.0.0.1:8081
 //
 // It prints curl lines to try, and serves a page at / that does the same by
-// buttons. On Redis, several copies share one truth.
+// buttons. On Redis, several copies share one truth, but for the card processor, which
+// each plays by itself.
 package main
 
 import (
@@ -158,6 +159,12 @@ curl -i URL/payments -H 'Authorization: Bearer alice-secret' -H 'Idempotency-Key
 
 # The card processor does not answer: 503, not stored. The retry pays: 201.
 for i in 1 2; do curl -i URL/payments -H 'Authorization: Bearer alice-secret' -H 'Idempotency-Key: order-NUM-3' --json '{"amount": 700, "currency": "EUR", "card": "tok_timeout"}'; done
+
+# The handler crashes after the charge: 500. The retry asks the card processor, finds the charge, and answers: 201.
+for i in 1 2; do curl -i URL/payments -H 'Authorization: Bearer alice-secret' -H 'Idempotency-Key: order-NUM-4' --json '{"amount": 900, "currency": "EUR", "card": "tok_crash"}'; done
+
+# So far 5 runs of the handler, and 4 charges: one for each of the payments.
+curl -i URL/counts -H 'Authorization: Bearer alice-secret'
 
 # Every payment.
 curl -i URL/payments -H 'Authorization: Bearer alice-secret'

@@ -69,11 +69,15 @@ func (c *runs) counted(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// get tells an account its count.
-func (c *runs) get(w http.ResponseWriter, r *http.Request) {
-	c.mu.Lock()
-	n := c.of[account(r.Context())]
-	c.mu.Unlock()
-	w.Header().Set("Cache-Control", "no-store")
-	writeJSON(w, http.StatusOK, map[string]int{"runs": n})
+// counts tells an account how often the handler for payments ran, and how often the
+// card processor charged.
+func (a *api) counts(paid *runs) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		account := account(r.Context())
+		paid.mu.Lock()
+		n := paid.of[account]
+		paid.mu.Unlock()
+		w.Header().Set("Cache-Control", "no-store")
+		writeJSON(w, http.StatusOK, map[string]int{"runs": n, "charges": a.cards.charges(account)})
+	}
 }

@@ -66,11 +66,11 @@ func TestPageIsAllThatIsOpen(t *testing.T) {
 		{"POST", "/", "alice-secret", http.StatusBadRequest},
 		{"PUT", "/", "alice-secret", http.StatusNotFound},
 		{"GET", "/payments", "", http.StatusUnauthorized},
-		{"GET", "/runs", "", http.StatusUnauthorized},
-		{"GET", "/runs", "mallory", http.StatusUnauthorized},
-		{"GET", "/runs", "alice-secret", http.StatusOK},
-		{"POST", "/runs", "alice-secret", http.StatusBadRequest},
-		{"DELETE", "/runs", "alice-secret", http.StatusMethodNotAllowed},
+		{"GET", "/counts", "", http.StatusUnauthorized},
+		{"GET", "/counts", "mallory", http.StatusUnauthorized},
+		{"GET", "/counts", "alice-secret", http.StatusOK},
+		{"POST", "/counts", "alice-secret", http.StatusBadRequest},
+		{"DELETE", "/counts", "alice-secret", http.StatusMethodNotAllowed},
 	} {
 		t.Run(test.method+" "+test.path+" "+test.token, func(t *testing.T) {
 			w := s.send(test.method, test.path, test.token, "", "")
@@ -81,42 +81,50 @@ func TestPageIsAllThatIsOpen(t *testing.T) {
 	}
 }
 
-// runs asks how often the handler ran for an account.
-func (s *service) runs(t *testing.T, token string) int {
+// counts is how often the handler ran for an account, and its cards were charged.
+type counts struct{ Runs, Charges int }
+
+func (s *service) counts(t *testing.T, token string) counts {
 	t.Helper()
-	w := s.send("GET", "/runs", token, "", "")
+	w := s.send("GET", "/counts", token, "", "")
 	require.Equal(t, http.StatusOK, w.Code)
 	require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
-	return decoded[struct{ Runs int }](t, w.Body).Runs
+	return decoded[counts](t, w.Body)
 }
 
-func TestRunsCounted(t *testing.T) {
+func TestCounts(t *testing.T) {
 	forEachStore(t, func(t *testing.T, s *service) {
-		require.Zero(t, s.runs(t, "alice-secret"))
+		require.Zero(t, s.counts(t, "alice-secret"))
 		for _, step := range []struct {
-			name, key, body string
-			status, runs    int
+			name, key, body       string
+			status, runs, charges int
 		}{
-			{"paid", "order-1", visa, http.StatusCreated, 1},
-			{"replayed", "order-1", visa, http.StatusCreated, 1},
-			{"reused", "order-1", strings.Replace(visa, "1250", "1350", 1), http.StatusUnprocessableEntity, 1},
-			{"no key", "", visa, http.StatusBadRequest, 1},
-			{"not finished", "order-2", strings.Replace(visa, "visa", "timeout", 1), http.StatusServiceUnavailable, 2},
-			{"run again", "order-2", strings.Replace(visa, "visa", "timeout", 1), http.StatusCreated, 3},
-			{"declined", "order-3", strings.Replace(visa, "visa", "declined", 1), http.StatusPaymentRequired, 4},
-			{"declined, replayed", "order-3", strings.Replace(visa, "visa", "declined", 1), http.StatusPaymentRequired, 4},
+			{"paid", "order-1", visa, http.StatusCreated, 1, 1},
+			{"replayed", "order-1", visa, http.StatusCreated, 1, 1},
+			{"reused", "order-1", strings.Replace(visa, "1250", "1350", 1), http.StatusUnprocessableEntity, 1, 1},
+			{"no key", "", visa, http.StatusBadRequest, 1, 1},
+			{"not finished", "order-2", strings.Replace(visa, "visa", "timeout", 1), http.StatusServiceUnavailable, 2, 1},
+			{"run again", "order-2", strings.Replace(visa, "visa", "timeout", 1), http.StatusCreated, 3, 2},
+			{"declined", "order-3", strings.Replace(visa, "visa", "declined", 1), http.StatusPaymentRequired, 4, 2},
+			{"declined, replayed", "order-3", strings.Replace(visa, "visa", "declined", 1), http.StatusPaymentRequired, 4, 2},
+			{"crashed", "order-4", strings.Replace(visa, "visa", "crash", 1), http.StatusInternalServerError, 5, 3},
+			{"recovered", "order-4", strings.Replace(visa, "visa", "crash", 1), http.StatusCreated, 5, 3},
 		} {
 			require.Equal(t, step.status, s.pay(step.key, step.body).Code, step.name)
-			require.Equal(t, step.runs, s.runs(t, "alice-secret"), step.name)
+			require.Equal(t, counts{step.runs, step.charges}, s.counts(t, "alice-secret"), step.name)
 		}
-		require.Zero(t, s.runs(t, "bob-secret"), "an account sees its own")
-		require.Equal(t, http.StatusCreated, s.send("POST", "/payments", "bob-secret", "order-1", visa).Code)
-		require.Equal(t, 1, s.runs(t, "bob-secret"))
-		require.Equal(t, 4, s.runs(t, "alice-secret"))
+		require.Zero(t, s.counts(t, "bob-secret"), "an account sees its own")
+		bobs := s.send("POST", "/payments", "bob-secret", "order-1", visa)
+		require.Equal(t, http.StatusCreated, bobs.Code)
+		require.Equal(t, counts{1, 1}, s.counts(t, "bob-secret"))
+		refund := s.send("POST", bobs.Header().Get("Location")+"/refunds", "bob-secret", "refund-1", `{"amount": 1}`)
+		require.Equal(t, http.StatusCreated, refund.Code)
+		require.Equal(t, counts{1, 1}, s.counts(t, "bob-secret"), "a refund is neither")
+		require.Equal(t, counts{5, 3}, s.counts(t, "alice-secret"))
 	})
 }
 
-func TestRunsCountedAtOnce(t *testing.T) {
+func TestCountsAtOnce(t *testing.T) {
 	t.Run("one key", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := inMemory(t)
@@ -125,12 +133,12 @@ func TestRunsCountedAtOnce(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() { first = s.pay("order-1", slow) })
 			synctest.Wait()
-			require.Equal(t, 1, s.runs(t, "alice-secret"), "a run counts from its beginning")
+			require.Equal(t, 1, s.counts(t, "alice-secret").Runs, "a run counts from its beginning")
 			require.Equal(t, http.StatusConflict, s.pay("order-1", slow).Code)
-			require.Equal(t, 1, s.runs(t, "alice-secret"))
+			require.Equal(t, 1, s.counts(t, "alice-secret").Runs)
 			wg.Wait()
 			require.Equal(t, http.StatusCreated, first.Code)
-			require.Equal(t, 1, s.runs(t, "alice-secret"))
+			require.Equal(t, 1, s.counts(t, "alice-secret").Runs)
 		})
 	})
 	t.Run("many keys", func(t *testing.T) {
@@ -141,7 +149,7 @@ func TestRunsCountedAtOnce(t *testing.T) {
 				wg.Go(func() { s.pay(key, visa) })
 			}
 			wg.Wait()
-			require.Equal(t, 8, s.runs(t, "alice-secret"))
+			require.Equal(t, 8, s.counts(t, "alice-secret").Runs)
 		})
 	})
 }

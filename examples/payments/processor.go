@@ -18,7 +18,8 @@ var (
 
 // processor plays the card processor, in a real service another company's API.
 // Like that it takes idempotency keys: what it did for one it does not do again,
-// and it refuses another amount.
+// it refuses another amount, and it can be asked what it did. It forgets with this
+// process.
 //
 // Some cards misbehave: tok_declined always is; tok_slow takes its time;
 // tok_timeout times out at first, before anything is done; tok_lost is charged
@@ -26,15 +27,22 @@ var (
 type processor struct {
 	mu    sync.Mutex
 	tries map[string]int
-	moved map[string]int64 // amounts by key: charges, and refunds below zero
+	moved map[string]movement // by key
+}
+
+// movement is a charge or, if its amount is below zero, a refund.
+type movement struct {
+	account  string
+	amount   int64
+	currency string
 }
 
 func newProcessor() *processor {
-	return &processor{tries: make(map[string]int), moved: make(map[string]int64)}
+	return &processor{tries: make(map[string]int), moved: make(map[string]movement)}
 }
 
-// move takes an amount from a card or, where it is negative, pays it back.
-func (p *processor) move(ctx context.Context, key, card string, amount int64) error {
+// move charges a card, or refunds to it.
+func (p *processor) move(ctx context.Context, key, card string, m movement) error {
 	if card == "tok_slow" {
 		select {
 		case <-time.After(slowCard):
@@ -52,12 +60,32 @@ func (p *processor) move(ctx context.Context, key, card string, amount int64) er
 	case card == "tok_timeout" && first:
 		return errTimeout
 	}
-	if moved, done := p.moved[key]; done && moved != amount {
+	if moved, done := p.moved[key]; done && moved != m {
 		return errOther
 	}
-	p.moved[key] = amount
+	p.moved[key] = m
 	if card == "tok_lost" && first {
 		return errTimeout
 	}
 	return nil
+}
+
+// find returns what was moved under a key, if anything was.
+func (p *processor) find(key string) (m movement, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m, ok = p.moved[key]
+	return m, ok
+}
+
+// charges returns how often an account's cards were charged.
+func (p *processor) charges(account string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.moved {
+		if m.account == account && m.amount > 0 {
+			n++
+		}
+	}
+	return n
 }

@@ -76,8 +76,10 @@ func TestProgram(t *testing.T) {
 		for _, found := range regexp.MustCompile(`HTTP/1.1 (\d+)`).FindAllSubmatch(said, -1) {
 			statuses = append(statuses, string(found[1]))
 		}
-		require.Equal(t, "201 201 422 409 201 503 201 200 201", strings.Join(statuses, " "), string(said))
+		require.Equal(t, "201 201 422 409 201 503 201 500 201 200 200 201", strings.Join(statuses, " "), string(said))
 		require.Equal(t, 1, bytes.Count(said, []byte("Idempotent-Replayed: true")), string(said))
+		require.Equal(t, 1, bytes.Count(said, []byte("Charge-Found: true")), string(said))
+		require.Contains(t, string(said), `{"charges":4,"runs":5}`)
 		p.stop(t)
 	})
 }
