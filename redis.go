@@ -61,10 +61,10 @@ func WithPrefix(p string) RedisOption {
 // stays its caller's, to configure and to close; its time-outs and retries
 // decide how long a request waits for a Redis that does not answer. The
 // middleware gives each call a context that ends after 5 s, which go-redis heeds
-// between its tries, and with ContextTimeoutEnabled also while it reads. Complete
-// waits 2.5 s at most for a client that is a *redis.Client, and then uses the
-// connections of renewals: the client's may have fallen silent. NewRedis sends
-// nothing. It panics if client is nil.
+// between its tries, and with ContextTimeoutEnabled also while it reads. If the
+// client gets no answer to Complete, that uses the connections of renewals, at the
+// latest after 2.5 s if the client is a *redis.Client. NewRedis sends nothing. It
+// panics if client is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
 // *redis.Client or a *redis.ClusterClient: they have connections of their own, with
@@ -200,15 +200,29 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 		ms = milliseconds(expiry)
 	}
 	defer runtime.KeepAlive(b) // As in Renew.
-	for client, bound := b.hurried, hurry; ; client, bound = b.forRenewals(anyLongLease), renewalTry {
-		until := time.Now().Add(bound)
-		try, stop := context.WithDeadline(ctx, until)
-		err := b.update(try, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
-		stop()
-		if err == nil || ctx.Err() != nil || time.Now().Before(until) {
-			return err
+	err := b.tryComplete(ctx, b.hurried, hurry, key, claim, response, ms)
+	for isOfConnection(err) && ctx.Err() == nil {
+		// The client's connections may be silent, or refused still. Those of renewals are tried often.
+		tried := time.Now()
+		err = b.tryComplete(ctx, b.forRenewals(anyLongLease), renewalTry, key, claim, response, ms)
+		if time.Since(tried) < renewalTry {
+			break // It did not hang.
 		}
 	}
+	return err
+}
+
+// tryComplete completes a claim by one call of a client, which ends after some time.
+func (b *Redis) tryComplete(ctx context.Context, client redis.UniversalClient, bound time.Duration, key Key, claim Claim, response []byte, ms int64) error {
+	ctx, stop := context.WithTimeout(ctx, bound)
+	defer stop()
+	return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
+}
+
+// isOfConnection reports whether err is no answer of Redis, but tells that there was none.
+func isOfConnection(err error) bool {
+	var reply redis.Error
+	return err != nil && !errors.As(err, &reply) && !errors.Is(err, ErrClaimLost) && !errors.Is(err, ErrUnreadable)
 }
 
 // Release implements [Backend].

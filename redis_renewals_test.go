@@ -240,6 +240,26 @@ func TestRedisCompleteWhileTheClientIsSilent(t *testing.T) {
 	require.Equal(t, []byte("response"), rec.Response)
 }
 
+// A response is stored as soon as Redis takes connections again, although go-redis's pool
+// still says for a second that it refuses.
+func TestRedisCompleteAfterManyRefusals(t *testing.T) {
+	dialer, server := &switchedDialer{}, miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial, PoolSize: 1, MaxRetries: -1, DialerRetries: 1})
+	defer client.Close()
+	dialer.refuses.Store(true)
+	b := idempotency.NewRedis(client)
+	complete := func() error {
+		return b.Complete(t.Context(), keyOf("k"), claimOf("mine"), []byte("response"), time.Hour)
+	}
+	for range 10 {
+		require.ErrorIs(t, complete(), errRefused)
+	}
+	dialer.refuses.Store(false)
+	require.NoError(t, complete())
+	require.NoError(t, complete(), "it is stored already")
+	require.ErrorIs(t, b.Complete(t.Context(), keyOf("k"), claimOf("another"), []byte("response"), time.Hour), idempotency.ErrClaimLost)
+}
+
 // A client of another kind is used itself.
 func TestRedisRenewalsOfAnotherClient(t *testing.T) {
 	client := miniRedis(t)
