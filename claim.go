@@ -54,7 +54,7 @@ func (x *exchange) tryClaim(b *bounded) (held Record, claimed bool, err error) {
 // that cannot be read, nothing runs: the record is put back as it was, interrupted.
 func (x *exchange) serveClaimed(w http.ResponseWriter, r *http.Request, held Record) Event {
 	run := x.newRun()
-	if err := run.resume(held.Progress); err != nil {
+	if err := run.resume(held); err != nil {
 		if x.releaseOnce(x, 0) != nil {
 			x.releaseLater(x, 0)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"reflect"
 	"strings"
 	"time"
@@ -11,9 +12,11 @@ import (
 
 // config has every setting. It does not change after New.
 type config struct {
-	header    string
+	header    string // of the key; "" with keyFunc
+	keyFunc   func(r *http.Request, body []byte) (key string, err error)
 	methods   []string
 	required  bool
+	echo      bool
 	validator func(key string) error
 	scope     func(*http.Request) string
 
@@ -32,8 +35,11 @@ type config struct {
 	storeIf      func(status int, header http.Header) bool
 	headerFilter func(name string) bool
 
+	secrets [][]byte // The first seals, each opens; nil is no encryption.
+
 	failOpen     bool
 	errorHandler func(w http.ResponseWriter, r *http.Request, err error) // nil is WriteError
+	answers      *answers
 	observers    []func(ctx context.Context, e Event)
 	logger       *slog.Logger // nil is slog.Default()
 
@@ -45,13 +51,13 @@ type config struct {
 // newConfig applies the options to the defaults and checks the result.
 func newConfig(opts []Option, transactional bool) config {
 	c := config{
-		header:       "Idempotency-Key",
 		methods:      []string{http.MethodPost, http.MethodPatch},
 		lease:        30 * time.Second,
 		bufferLimit:  1 << 20,
 		expiry:       24 * time.Hour,
 		replayHeader: "Idempotent-Replayed",
 		headerFilter: func(name string) bool { return name != "Set-Cookie" },
+		answers:      standard,
 
 		transactional: transactional,
 	}
@@ -64,6 +70,11 @@ func newConfig(opts []Option, transactional bool) config {
 	must(!c.atMostOnce || !c.failOpen, "WithAtMostOnce", "cannot be had together with WithFailOpen")
 	must(c.recovery == nil || !c.atMostOnce, "WithRecovery", "cannot be had together with WithAtMostOnce")
 	must(c.recovery == nil || !c.failOpen, "WithRecovery", "cannot be had together with WithFailOpen")
+	must(c.keyFunc == nil || c.header == "", "WithKeyFunc", "cannot be had together with WithHeader")
+	must(c.keyFunc == nil || !c.echo, "WithKeyFunc", "cannot be had together with WithEcho")
+	if c.header == "" && c.keyFunc == nil {
+		c.header = "Idempotency-Key"
+	}
 	if c.contentTypes == nil {
 		c.contentTypes, c.everyType = []string{mediaTypeJSON}, transactional
 	}
@@ -93,6 +104,12 @@ func must(ok bool, option, problem string) {
 	if !ok {
 		panic("idempotency: " + option + ": " + problem)
 	}
+}
+
+// isPage reports whether s is the URL of a page, to which a fragment can be added.
+func isPage(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme != "" && u.Host != "" && !strings.ContainsAny(s, "#<>\"")
 }
 
 // isToken reports whether s is a token of RFC 9110, section 5.6.2, which the

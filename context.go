@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -55,4 +56,27 @@ func NoStore(ctx context.Context) {
 	for x := fromContext(ctx); x != nil; x = x.outer {
 		x.rec.noStore.Store(true)
 	}
+}
+
+// SetExpiry sets, inside the handler, how long this response is stored, in place of
+// [WithExpiry]; 0 is for ever. With [WithAtMostOnce] it can only lengthen that. The last call
+// before the handler returns counts. It may be called from any goroutine, and panics if d is
+// negative. Without a key it does nothing more.
+func SetExpiry(ctx context.Context, d time.Duration) {
+	must(d >= 0, "SetExpiry", "negative duration")
+	if d == 0 {
+		d = Forever
+	}
+	for x := fromContext(ctx); x != nil; x = x.outer {
+		x.ownExpiry.Store(int64(d))
+	}
+}
+
+// expiry returns how long the run's response is stored.
+func (x *run) expiry() time.Duration {
+	own := time.Duration(x.ownExpiry.Load())
+	if own == 0 || x.h.atMostOnce {
+		return max(own, x.h.expiry)
+	}
+	return own
 }

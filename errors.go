@@ -1,6 +1,9 @@
 package idempotency
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The errors that the middleware answers with, logs, and reports in an [Event].
 // Compare with [errors.Is]: they come wrapped around their cause.
@@ -43,3 +46,6 @@ var (
 	// response that was sent and not stored tells.
 	ErrFull = errors.New("idempotency: backend full")
 )
+
+// errOutcomeUnknown is an ErrNotCommitted of which it is not known whether it was committed.
+var errOutcomeUnknown = fmt.Errorf("%w, as far as is known", ErrNotCommitted)

@@ -2,11 +2,14 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"time"
 
@@ -236,6 +239,32 @@ func ExampleRecord_Open() {
 	// Output:
 	// 201 {"payment":1}
 	// completed 201 {"payment":1} kept for 24h0m0s
+}
+
+func ExampleWithEncryption() {
+	backend := idempotency.NewMemory()
+	os.Setenv("IDEMPOTENCY_SECRET", "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=") // Where secrets are kept.
+	secret, err := base64.StdEncoding.DecodeString(os.Getenv("IDEMPOTENCY_SECRET")) // 32 random bytes
+	if err != nil {
+		log.Fatal(err)
+	}
+	protect := idempotency.New(backend, idempotency.WithEncryption(secret))
+	h := protect(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"payment":1}`)
+	}))
+	post(h, "8e03978e", "")
+	post(h, "8e03978e", "")
+
+	rec, _, _, _ := backend.Lookup(context.Background(), idempotency.NewKey("", "8e03978e"))
+	_, err = rec.Open("", "8e03978e")
+	fmt.Println(err)
+	response, err := rec.Open("", "8e03978e", secret)
+	fmt.Println(string(response.Body), err)
+	// Output:
+	// 200 {"payment":1}
+	// 200 {"payment":1} (replayed)
+	// idempotency: record unreadable: it is sealed, and no secret that is given opens it
+	// {"payment":1} <nil>
 }
 
 func ExampleWithRecovery() {

@@ -19,9 +19,8 @@ const (
 //
 // It is a SHA-256 over the client's key, so that what lies in a store tells nothing
 // to one who does not know the key; then by default over the method, the path, the
-// query and the body, the parts told apart by their lengths. The path counts as it
-// was sent too: two routes that http.StripPrefix makes alike are two. A body that
-// is longer than the limit counts by its first bytes and its declared length.
+// query and the body, the parts told apart by their lengths. A body that is longer
+// than the limit counts by its first bytes and its declared length.
 func (x *exchange) fingerprint(r *http.Request) (sum [sha256.Size]byte, err error) {
 	if x.h.fingerprintOff {
 		return sum, x.body.failure() // A scope may have read it.
@@ -42,14 +41,7 @@ func (x *exchange) fingerprint(r *http.Request) (sum [sha256.Size]byte, err erro
 		return x.ownFingerprint(body, cut, form), nil
 	}
 	var room [512]byte
-	parts := appendText(room[:0], x.key)
-	sent := sentPath(r.RequestURI)
-	if sent == r.URL.Path {
-		sent = "" // To hash it twice would tell nothing more.
-	}
-	for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sent} {
-		parts = appendText(parts, s)
-	}
+	parts := appendTarget(appendText(room[:0], x.key), r)
 	kind := byte(0)
 	if cut {
 		kind |= bodyCut
@@ -91,6 +83,19 @@ func (x *exchange) ownFingerprint(body []byte, cut bool, form []byte) (sum [sha2
 	digest.Write(peek(&x.body, func(r *http.Request) []byte { return x.h.fingerprintFunc(r, body) }))
 	digest.Sum(sum[:0])
 	return sum
+}
+
+// appendTarget appends the method, the path and the query of a request. The path counts as
+// it was sent too: two routes that http.StripPrefix makes alike are two.
+func appendTarget(parts []byte, r *http.Request) []byte {
+	sent := sentPath(r.RequestURI)
+	if sent == r.URL.Path {
+		sent = "" // To hash it twice would tell nothing more.
+	}
+	for _, s := range [...]string{r.Method, r.URL.Path, r.URL.RawPath, r.URL.RawQuery, sent} {
+		parts = appendText(parts, s)
+	}
+	return parts
 }
 
 // sentPath returns the path of a request's target, which may be in origin-form or

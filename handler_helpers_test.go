@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -164,9 +166,16 @@ func requireProblem(t *testing.T, w *httptest.ResponseRecorder, status int, sent
 	var p struct {
 		Type, Title, Detail string
 		Status              int
+		Retryable           *bool
 	}
 	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &p))
-	require.Equal(t, "https://pkg.go.dev/github.com/idempotency-go/idempotency#"+sentinel, p.Type)
+	fragment := strings.ToLower(regexp.MustCompile("[A-Z]").ReplaceAllString(strings.TrimPrefix(sentinel, "Err"), "-$0"))[1:]
+	require.Equal(t, "https://github.com/idempotency-go/idempotency/blob/main/docs/PROBLEMS.md#"+fragment, p.Type)
+	require.NotNil(t, p.Retryable)
+	require.Equal(t, []string{strconv.FormatBool(*p.Retryable)}, w.Header()["X-Should-Retry"])
+	if w.Header().Get("Retry-After") != "" {
+		require.True(t, *p.Retryable)
+	}
 	require.Equal(t, status, p.Status)
 	require.NotEmpty(t, p.Title)
 	require.NotEmpty(t, p.Detail)

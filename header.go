@@ -35,10 +35,10 @@ func sortedNames(room []string, h http.Header) []string {
 func (rec *recorder) storedNames(h http.Header, names []string) []string {
 	stored := slices.DeleteFunc(names, func(name string) bool {
 		was, there := rec.before[name]
-		return there && slices.Equal(was, h[name]) || !rec.cfg.storesHeader(name)
+		return there && slices.Equal(was, h[name]) || !rec.cfg.storesHeader(rec.status, name)
 	})
 	for name := range rec.before {
-		if _, there := h[name]; !there && rec.cfg.storesHeader(name) {
+		if _, there := h[name]; !there && rec.cfg.storesHeader(rec.status, name) {
 			stored = append(stored, name)
 		}
 	}
@@ -49,7 +49,7 @@ func (rec *recorder) storedNames(h http.Header, names []string) []string {
 // headerThen returns the header as it stood when the handler wrote it.
 func (rec *recorder) headerThen() http.Header {
 	var then Response
-	_ = then.decode(rec.header, func(string) bool { return true }) // It was encoded here.
+	_ = then.decode(rec.header, everyHeader) // It was encoded here.
 	return then.Header
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"reflect"
 	"slices"
 	"time"
 )
@@ -76,8 +75,9 @@ type exchange struct {
 	outer      *run // of another instance, whose handler this request came to
 	values     context.Context
 	key        string
-	plainKey   Key // of scope and key
-	storageKey Key // the same, but for a second header of one chain
+	scope      string // of storageKey
+	plainKey   Key    // of scope and key
+	storageKey Key    // the same, but for a second header of one chain
 	claim      Claim
 	recovers   bool      // The claim took over the key of an interrupted run.
 	leaseFrom  time.Time // when the call was sent that the lease counts from
@@ -92,10 +92,14 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	key, keyErr := parseKey(r.Header[h.header])
-	if key == "" && keyErr == nil && !h.required {
-		h.next.ServeHTTP(w, r)
-		return
+	var key string
+	var keyErr error
+	if h.keyFunc == nil {
+		key, keyErr = parseKey(r.Header[h.header])
+		if key == "" && keyErr == nil && !h.required {
+			h.next.ServeHTTP(w, r)
+			return
+		}
 	}
 	x := &exchange{h: h, outer: fromContext(r.Context()), values: r.Context(), key: key}
 	if len(h.observers) == 0 {
@@ -107,9 +111,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.panicked = &event
 	defer func() {
 		if event.Outcome == "" {
-			return // Another instance serves the request, and observes it.
+			return // Another instance serves and observes the request, or it has no key.
 		}
-		event.Request, event.Key, event.StorageKey, event.Duration = r, key, x.storageKey, time.Since(start)
+		event.Request, event.Key, event.StorageKey, event.Duration = r, x.key, x.storageKey, time.Since(start)
 		event.Recovered = x.recovers
 		for _, observe := range h.observers {
 			observe(r.Context(), event)
@@ -118,76 +122,40 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	event = x.serve(w, r, keyErr)
 }
 
-// setStorageKey sets the storage key. It returns the run around this request that
-// serves the same key from the same header, or nil.
-func (x *exchange) setStorageKey() *run {
-	if x.key == "" {
-		return nil
-	}
-	scope := ""
-	if x.h.scope != nil {
-		scope = peek(&x.body, x.h.scope)
-	}
-	x.plainKey = NewKey(scope, x.key)
-	x.storageKey = x.plainKey
-	for o := x.outer; o != nil; o = o.outer {
-		if o.plainKey != x.plainKey {
-			continue
-		}
-		if o.h.header == x.h.header {
-			return o
-		}
-		// The same key in another header is a request of its own: with the record
-		// of the outer one it would wait for itself.
-		x.storageKey = NewKey(x.h.header+" "+scope, x.key)
-	}
-	return nil
-}
-
-// errNested is a set-up whose inner instance promises what the outer one does not.
-var errNested = errors.New("idempotency: two instances in one chain serve the same key, and the inner one has another mode, or a Transactor that the outer one has not: give both the same")
-
-// agrees returns an error if h, inside of outer, cannot step aside for it.
-func (h *handler) agrees(outer *handler) error {
-	otherMode := h.atMostOnce != outer.atMostOnce || h.terms.TakeOver != outer.terms.TakeOver
-	if otherMode || h.transactor != nil && !same(h.transactor, outer.transactor) {
-		return errNested
-	}
-	return nil
-}
-
-// same reports whether two interfaces hold the same value, of any type.
-func same(a, b any) bool {
-	return a != nil && b != nil && reflect.TypeOf(a).Comparable() && a == b
-}
-
 // serve takes a request from its key to its answer, and returns what became of it:
-// the zero Event if an instance around this one serves it.
+// the zero Event if an instance around this one serves it, or it has no key.
 func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) Event {
 	h := x.h
 	x.claim.Token.make(time.Now())
 	x.body.start(r, h.bufferLimit)
+	if h.keyFunc != nil {
+		x.key, keyErr = x.keyOfBody()
+		if x.key == "" && keyErr == nil && !h.required {
+			return x.stepAside(w, r)
+		}
+	}
 	var nested error
 	if outer := x.setStorageKey(); outer != nil {
 		if nested = h.agrees(outer.h); nested == nil {
-			if x.panicked != nil {
-				*x.panicked = Event{}
-			}
-			x.stepAside(w, r)
-			return Event{}
+			return x.stepAside(w, r)
 		}
 	}
 	if keyErr == nil && x.key != "" && h.validator != nil {
-		keyErr = h.validator(x.key)
+		if err := h.validator(x.key); err != nil {
+			keyErr = &keyError{err}
+		}
 	}
 	switch {
 	case keyErr != nil:
-		return x.refuse(w, r, Rejected, &keyError{keyErr})
+		return x.refuse(w, r, Rejected, keyErr)
 	case x.key == "":
 		return x.refuse(w, r, Rejected, ErrKeyMissing)
 	case nested != nil:
 		x.logFault("request refused", nested)
 		return x.refuse(w, r, Failed, nested)
+	}
+	if h.echo {
+		w.Header()[h.header] = slices.Clone(r.Header[h.header])
 	}
 	fingerprint, err := x.fingerprint(r)
 	switch {
@@ -200,17 +168,6 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request, keyErr error) E
 	x.claim.Fingerprint = fingerprint
 	held, claimed, err := x.claimKey()
 	return x.answer(w, r, held, claimed, err)
-}
-
-// stepAside lets an instance around this one serve the request. It gets the body that
-// a scope has read.
-func (x *exchange) stepAside(w http.ResponseWriter, r *http.Request) {
-	if x.body.buffer != nil {
-		restored := *r
-		x.runNext(w, &restored)
-		return
-	}
-	x.h.next.ServeHTTP(w, r)
 }
 
 // answer answers a request by what its claim has met.
@@ -230,7 +187,11 @@ func (x *exchange) answer(w http.ResponseWriter, r *http.Request, held Record, c
 		return x.refuse(w, r, Interrupted, ErrInterrupted)
 	}
 	x.body.finish()
-	status, err := x.h.replay(w, r.Method, held.Response)
+	status := 0
+	response, err := x.opened(held, sealedResponse, held.Response)
+	if err == nil {
+		status, err = x.h.replay(w, r.Method, response)
+	}
 	if err != nil {
 		return x.unreadable(w, r, err)
 	}
@@ -252,7 +213,10 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, outcome Outcom
 		o.rec.refused.Store(true) // Its response contains a refusal, which a retry may not get.
 	}
 	if x.h.errorHandler == nil {
-		return Event{Outcome: outcome, Status: writeProblem(w, err), Err: err}
+		return Event{Outcome: outcome, Status: x.h.answers.write(w, err), Err: err}
+	}
+	if x.h.answers != standard {
+		r = r.WithContext(context.WithValue(r.Context(), answersKey{}, x.h.answers)) // for WriteError
 	}
 	rec := &recorder{w: w, state: streaming}
 	x.h.errorHandler(rec, r, err)

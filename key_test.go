@@ -82,6 +82,11 @@ func TestKeySpellings(t *testing.T) {
 		{"quoted, spaces around", `  "a"  `, "a"},
 		{"quoted, tabs around", "\t\"a\"\t", "a"},
 		{"quoted, the look of parameters inside", `"a;p=1"`, "a;p=1"},
+		{"parameter", `"a";p=1`, "a"},
+		{"parameter without a value", `"a";p`, "a"},
+		{"parameters of each kind", `"a\"";a=-1;b=1.5;c="\"\\";d=*t:/;e=:YQ==:;f=?0;g=@-9;h=%"%c3%a9 "`, `a"`},
+		{"parameter, spaces before its name", `"a";  *p-_.1=t`, "a"},
+		{"parameter twice", `"a";p=1;p=2`, "a"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			teller := new(keyTeller)
@@ -137,9 +142,21 @@ func TestMalformedKeys(t *testing.T) {
 		{"two strings, a comma", []string{`"a", "b"`}, "quoted string"},
 		{"text after the quote", []string{`"a"b`}, "quoted string"},
 		{"space and text after the quote", []string{`"a" b`}, "quoted string"},
-		{"a parameter after the quote", []string{`"a";p=1`}, "quoted string"},
-		{"a quoted parameter after the quote", []string{`"a";p="1"`}, "quoted string"},
-		{"a semicolon after the quote", []string{`"a";`}, "quoted string"},
+		{"a semicolon after the quote", []string{`"a";`}, "only parameters"},
+		{"a space before the parameters", []string{`"a" ;p`}, "only parameters"},
+		{"a parameter in capitals", []string{`"a";P`}, "only parameters"},
+		{"a parameter that begins with a digit", []string{`"a";1p`}, "only parameters"},
+		{"a parameter without its value", []string{`"a";p=`}, "only parameters"},
+		{"a parameter with a space before its value", []string{`"a";p= 1`}, "only parameters"},
+		{"an integer of 16 digits", []string{`"a";p=1234567890123456`}, "only parameters"},
+		{"a decimal of four places", []string{`"a";p=1.1234`}, "only parameters"},
+		{"a decimal without places", []string{`"a";p=1.`}, "only parameters"},
+		{"a boolean that is none", []string{`"a";p=?2`}, "only parameters"},
+		{"an unterminated parameter", []string{`"a";p="b`}, "only parameters"},
+		{"an escape in a parameter", []string{`"a";p="\n"`}, "only parameters"},
+		{"a capital in a display string", []string{`"a";p=%"%C3"`}, "only parameters"},
+		{"unterminated bytes", []string{`"a";p=:YQ==`}, "only parameters"},
+		{"a list as a parameter", []string{`"a";p=(1)`}, "only parameters"},
 		{`escape \n`, []string{`"a\nb"`}, "quoted string"},
 		{`escape \x41`, []string{`"\x41"`}, "quoted string"},
 		{`escape \ and space`, []string{`"\ "`}, "quoted string"},
@@ -178,7 +195,7 @@ func TestMalformedKeys(t *testing.T) {
 				Status              int
 			}
 			require.NoError(t, json.Unmarshal(w.Body.Bytes(), &problem))
-			require.True(t, strings.HasSuffix(problem.Type, "#ErrKeyInvalid"), problem.Type)
+			require.True(t, strings.HasSuffix(problem.Type, "#key-invalid"), problem.Type)
 			require.Equal(t, http.StatusUnprocessableEntity, problem.Status)
 			require.Contains(t, problem.Detail, test.reason)
 			require.Len(t, seen, 1)

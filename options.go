@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/textproto"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -44,10 +43,24 @@ func WithRequired() Option {
 	return func(c *config) { c.required = true }
 }
 
+// WithKeyFunc takes the key from the request in place of a header: a field of its body, say,
+// or the id of an event. f gets the whole body, which the handler gets too, also as a form.
+// A body over the limit of [WithBufferLimit] is refused with 413, and f is not called. What
+// f returns is checked as any key, and never unquoted. "" is no key: the request passes, as
+// a copy with its body restored. An error is an [ErrKeyInvalid], 422, and its text is told
+// to the client. f is called from many goroutines. It cannot be had together with
+// [WithHeader] or [WithEcho]. The default is none.
+func WithKeyFunc(f func(r *http.Request, body []byte) (key string, err error)) Option {
+	return func(c *config) {
+		must(f != nil, "WithKeyFunc", "nil function")
+		c.keyFunc = f
+	}
+}
+
 // WithKeyValidator adds a check of the key after the built-in ones (1 to 255
 // printable ASCII characters). A key for which f returns an error is refused
 // with 422 and [ErrKeyInvalid], and the text of the error is told to the
-// client. f is called from many goroutines. The default is none; see [UUIDv4].
+// client. f is called from many goroutines. The default is none; see [UUIDv4] and [UUIDv7].
 func WithKeyValidator(f func(key string) error) Option {
 	return func(c *config) {
 		must(f != nil, "WithKeyValidator", "nil function")
@@ -185,72 +198,6 @@ func WithBufferLimit(n int) Option {
 	}
 }
 
-// WithExpiry sets how long a response is stored and a retry is answered with
-// it; 0 is for ever. The default is 24 hours.
-func WithExpiry(d time.Duration) Option {
-	return func(c *config) {
-		must(d >= 0, "WithExpiry", "negative duration")
-		c.expiry = d
-	}
-}
-
-// WithReplayHeader sets the response header that marks a replay; its value is
-// "true". The default is "Idempotent-Replayed".
-func WithReplayHeader(name string) Option {
-	return func(c *config) {
-		must(isToken(name), "WithReplayHeader", "malformed header name")
-		c.replayHeader = textproto.CanonicalMIMEHeaderKey(name)
-	}
-}
-
-// WithContentTypes sets the media types whose responses are stored, in place of
-// the default list, without parameters, as in "application/problem+json". A
-// type that is JSON (application/json, or one that ends in "+json") is stored
-// with a valid JSON body only. "*" stores every response, of any type and
-// body, those without a body too. A response without a Content-Type counts by
-// what it begins with, as [http.DetectContentType] has it, and as JSON if it is
-// valid JSON. A response that the handler has encoded is stored with "*" only: without
-// it, the handler's request has Accept-Encoding: identity, and compression belongs
-// outside. The default is "application/json"; with a [Transactor], "*".
-func WithContentTypes(types ...string) Option {
-	return func(c *config) {
-		must(len(types) > 0, "WithContentTypes", "no type")
-		for _, t := range types {
-			main, sub, _ := strings.Cut(t, "/")
-			plain := isToken(main) && isToken(sub) && !strings.Contains(t, "*")
-			must(t == "*" || plain, "WithContentTypes", "malformed media type (give it without parameters and wildcards)")
-		}
-		c.contentTypes = slices.Clone(types)
-		c.everyType = slices.Contains(types, "*")
-	}
-}
-
-// WithStoreIf stores only the responses for which f returns true, of those that
-// could be stored otherwise; f is asked when the handler writes its header, and
-// may neither keep nor change it. It is called from many goroutines. A response
-// that is not stored frees the key; with [WithAtMostOnce] or [WithRecovery] it leaves
-// the key interrupted.
-// The default is to store every status, as Stripe does: a retry of a request
-// that failed is told how it failed.
-func WithStoreIf(f func(status int, header http.Header) bool) Option {
-	return func(c *config) {
-		must(f != nil, "WithStoreIf", "nil function")
-		c.storeIf = f
-	}
-}
-
-// WithHeaderFilter sets which response headers are stored: those for whose
-// canonical name f returns true. Never stored are Connection, Keep-Alive,
-// Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade, Date and
-// Content-Length. f is called from many goroutines. The default is all others
-// but Set-Cookie, which would hand one client's session to another one that retries.
-func WithHeaderFilter(f func(name string) bool) Option {
-	return func(c *config) {
-		must(f != nil, "WithHeaderFilter", "nil function")
-		c.headerFilter = f
-	}
-}
-
 // WithFailOpen runs the handler unprotected if the backend fails before it
 // runs: for services that would rather do something twice than not at all. It
 // cannot be had together with [WithAtMostOnce] or [WithRecovery]. The default is to fail
@@ -270,6 +217,26 @@ func WithErrorHandler(f func(w http.ResponseWriter, r *http.Request, err error))
 		must(f != nil, "WithErrorHandler", "nil function")
 		c.errorHandler = f
 	}
+}
+
+// WithDocumentation sets the page of the API that explains its idempotency keys to its
+// clients, an absolute URL without a fragment. The "type" of each problem is that URL with
+// the fragment that names the problem, such as "#key-reused", and refusals carry
+// Link: <url>; rel="describedby" (the IETF draft, section 2.7). The default is the page
+// docs/PROBLEMS.md of this library, which has them all, and no Link.
+func WithDocumentation(url string) Option {
+	return func(c *config) {
+		must(isPage(url), "WithDocumentation", "no absolute URL without a fragment")
+		c.answers = newAnswers(url)
+		c.answers.link = []string{"<" + url + `>; rel="describedby"`}
+	}
+}
+
+// WithEcho sends the client's key back, in the header that carried it and as it was spelled,
+// with every answer to a request whose key is valid: the handler's, a replay and a refusal.
+// The default is off.
+func WithEcho() Option {
+	return func(c *config) { c.echo = true }
 }
 
 // WithObserver adds an observer: f is called once for each request with a key

@@ -25,12 +25,16 @@ func encodeProgress(done []*step) []byte {
 }
 
 // resume takes over the results that an interrupted run has kept.
-func (x *run) resume(progress []byte) error {
-	if len(progress) == 0 {
+func (x *run) resume(held Record) error {
+	if len(held.Progress) == 0 {
 		return nil
 	}
-	if progress[0] != progressVersion {
-		return fmt.Errorf("%w: a progress of version %d", ErrUnreadable, progress[0])
+	progress, err := x.opened(held, sealedProgress, held.Progress)
+	if err != nil {
+		return err
+	}
+	if len(progress) == 0 || progress[0] != progressVersion {
+		return fmt.Errorf("%w: a progress of %d bytes and another version", ErrUnreadable, len(progress))
 	}
 	l, over := &x.steps, make(chan struct{})
 	close(over)

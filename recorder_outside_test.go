@@ -66,7 +66,7 @@ func TestCompressionOutside(t *testing.T) {
 		}
 		t.Run("refused, "+compression, func(t *testing.T) {
 			body, _ := get(t, around(idempotency.New(newCounted(always("claim")), quiet)(&payments{})))
-			require.Contains(t, body, "ErrUnavailable")
+			require.Contains(t, body, "#unavailable")
 		})
 	}
 }

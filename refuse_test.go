@@ -89,6 +89,8 @@ func TestWriteError(t *testing.T) {
 		{idempotency.ErrUnavailable, "ErrUnavailable", 503, "1", "Send the same request"},
 		{fmt.Errorf("%w: %w", idempotency.ErrUnavailable, errDown), "ErrUnavailable", 503, "1", "Send the same request"},
 		{fmt.Errorf("%w: %w", idempotency.ErrUnavailable, idempotency.ErrFull), "ErrUnavailable", 503, "1", "Send the same request"},
+		{idempotency.ErrUnreadable, "ErrUnreadable", 503, "", "Contact the service"},
+		{idempotency.ErrNotCommitted, "ErrNotCommitted", 503, "1", "Send the same request"},
 		{idempotency.ErrClaimLost, "ErrClaimLost", 409, "1", "Send the same request"},
 		{idempotency.ErrFull, "ErrFull", 503, "1", "Send the same request"},
 	}
@@ -100,6 +102,7 @@ func TestWriteError(t *testing.T) {
 			detail := requireProblem(t, w, tt.status, tt.name)
 			require.Contains(t, detail, tt.advice)
 			require.Equal(t, tt.retry, w.Header().Get("Retry-After"))
+			require.Equal(t, fmt.Sprint(tt.retry != "" || tt.status == 400 && tt.name == "ErrBodyUnreadable"), w.Header().Get("X-Should-Retry"))
 			require.Equal(t, fmt.Sprint(w.Body.Len()), w.Header().Get("Content-Length"))
 			require.Equal(t, "1", w.Header().Get("X-Request-Id"))
 			require.NotContains(t, w.Body.String(), "secret")
@@ -116,6 +119,8 @@ func TestWriteError(t *testing.T) {
 			var p map[string]any
 			require.NoError(t, json.Unmarshal(w.Body.Bytes(), &p))
 			require.Equal(t, "about:blank", p["type"])
+			require.Equal(t, false, p["retryable"])
+			require.Equal(t, "false", w.Header().Get("X-Should-Retry"))
 		})
 	}
 	t.Run("a validator's error that wraps another", func(t *testing.T) {

@@ -16,18 +16,32 @@ func (c *config) replay(w http.ResponseWriter, method string, stored []byte) (st
 	if err := response.decode(stored, c.storesHeader); err != nil {
 		return 0, err
 	}
-	room := make([]string, 2)
+	room := make([]string, 3)
 	room[0] = "true"
 	header[c.replayHeader] = room[:1:1]
+	if isRetried(response.Status) {
+		room[2] = "false" // Each retry gets this answer.
+		header["X-Should-Retry"] = room[2:]
+	}
 	encoded := header["Content-Encoding"]
 	if tellsLength(method, response.Body) {
-		setLength(header, response.Status, response.Body, room[1:], len(encoded) > 0 && slices.Equal(encoded, outside))
+		setLength(header, response.Status, response.Body, room[1:2], len(encoded) > 0 && slices.Equal(encoded, outside))
 	}
 	w.WriteHeader(response.Status)
 	if len(response.Body) > 0 {
 		_, _ = w.Write(response.Body) // The client may be gone; it can retry again.
 	}
 	return response.Status, nil
+}
+
+// isRetried reports whether many clients send a request again by themselves after an answer
+// with this status.
+func isRetried(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return true
+	}
+	return status >= 500
 }
 
 // tellsLength reports whether a body tells how long the response to a method is. An empty

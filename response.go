@@ -94,27 +94,33 @@ func appendText(b []byte, s string) []byte {
 // unknown version, or tells of a size that it has not; r is then as it was.
 func (r *Response) UnmarshalBinary(data []byte) error {
 	read := Response{}
-	if err := read.decode(bytes.Clone(data), func(string) bool { return true }); err != nil {
+	if err := read.decode(bytes.Clone(data), everyHeader); err != nil {
 		return err
 	}
 	*r = read
 	return nil
 }
 
+// everyHeader keeps every header of a response.
+func everyHeader(int, string) bool { return true }
+
 // Open reads the response of a completed record, so that an operator sees what the
 // client got. It returns an error that wraps [ErrUnreadable] if the record is in
 // another state, or its response cannot be read. The response shares nothing with the
 // record.
 //
-// scope and key are those of the request, key as the client sent it, unquoted. They and
-// the secrets are there for records that are sealed. No record is sealed in this
-// release: Open does not look at them.
+// scope and key are those of the request, key as the client sent it, unquoted. If the
+// record is sealed ([WithEncryption]) one of the secrets must be the one that sealed it.
 func (rec Record) Open(scope, key string, secrets ...[]byte) (*Response, error) {
 	if rec.State != StateCompleted {
 		return nil, fmt.Errorf("%w: no response: its state is %v", ErrUnreadable, rec.State)
 	}
+	stored, err := origin{scope, key, NewKey(scope, key), rec.Claim}.open(append(slices.Clip(secrets), nil), sealedResponse, rec.Response)
+	if err != nil {
+		return nil, err
+	}
 	response := new(Response)
-	if err := response.UnmarshalBinary(rec.Response); err != nil {
+	if err := response.UnmarshalBinary(stored); err != nil {
 		return nil, err
 	}
 	return response, nil
@@ -123,7 +129,7 @@ func (rec Record) Open(scope, key string, secrets ...[]byte) (*Response, error) 
 // decode reads a stored response whose body it shares. It adds to the header,
 // if r has one, the names for which keep returns true. After an error r is as it
 // was.
-func (r *Response) decode(data []byte, keep func(name string) bool) error {
+func (r *Response) decode(data []byte, keep func(status int, name string) bool) error {
 	if len(data) < headStart {
 		return fmt.Errorf("%w: a response of %d bytes", ErrUnreadable, len(data))
 	}
@@ -138,13 +144,13 @@ func (r *Response) decode(data []byte, keep func(name string) bool) error {
 	d := decoder{rest: string(data[headStart:end])} // The values are parts of this text.
 	status := d.number(999)
 	// It is read to its end before anything is set.
-	if whole := d; !whole.header(nil, keep) || status < 200 {
+	if whole := d; !whole.header(status, nil, keep) || status < 200 {
 		return fmt.Errorf("%w: a response with a malformed header", ErrUnreadable)
 	}
 	if r.Header == nil {
 		r.Header = make(http.Header)
 	}
-	d.header(r.Header, keep)
+	d.header(status, r.Header, keep)
 	r.Status, r.Body = status, data[end:len(data):len(data)]
 	return nil
 }
@@ -158,7 +164,7 @@ type decoder struct {
 
 // header sets the names for which keep returns true in h, if that is not nil, and
 // reports whether the header was there whole, and nothing after it.
-func (d *decoder) header(h http.Header, keep func(name string) bool) bool {
+func (d *decoder) header(status int, h http.Header, keep func(status int, name string) bool) bool {
 	// A name takes two bytes at the least: a larger number is refused before
 	// anything is allocated for it.
 	names := d.number(len(d.rest) / 2)
@@ -183,7 +189,7 @@ func (d *decoder) header(h http.Header, keep func(name string) bool) bool {
 			return false
 		}
 		switch {
-		case h == nil || !keep(name):
+		case h == nil || !keep(status, name):
 		case begin == len(room):
 			h[name] = nil
 		default:

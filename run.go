@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,16 +21,17 @@ const (
 // run is an exchange whose handler runs.
 type run struct {
 	*exchange
-	root    context.Context // of the handler's, and of Complete's and Release's
-	running context.Context // the handler's, which ends with the claim
-	lose    context.CancelCauseFunc
-	detach  func() bool // ends what followClient began; nil if it did not
-	renewal renewal
-	steps   steps
-	ending  bounded // the context of Complete, or of Release
-	request http.Request
-	rec     recorder
-	plain   [1]string // the values of Accept-Encoding
+	root      context.Context // of the handler's, and of Complete's and Release's
+	running   context.Context // the handler's, which ends with the claim
+	lose      context.CancelCauseFunc
+	detach    func() bool // ends what followClient began; nil if it did not
+	renewal   renewal
+	steps     steps
+	ending    bounded // the context of Complete, or of Release
+	request   http.Request
+	rec       recorder
+	ownExpiry atomic.Int64 // what SetExpiry was given; 0 is nothing
+	plain     [1]string    // the values of Accept-Encoding
 }
 
 // newRun returns a run of the exchange's handler. The run is the root of its
@@ -179,7 +181,7 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 	if x.h.transactor != nil {
 		_ = x.release(new(bounded)) // A retry need not wait for the lease.
 		if !errors.Is(err, ErrNotCommitted) && !errors.Is(err, ErrInterrupted) {
-			err = fmt.Errorf("%w: %w", ErrNotCommitted, err)
+			err = fmt.Errorf("%w: %w", errOutcomeUnknown, err)
 		}
 		return x.answerInstead(w, r, Failed, err)
 	}
@@ -227,10 +229,11 @@ func (x *run) observePanic(status int, err error) {
 // complete stores the response. It is tried for some time, whatever became of the
 // client, unless no retry can mend the fault.
 func (x *run) complete(response []byte) error {
+	response = x.sealed(sealedResponse, response)
 	ctx := x.ending.begin(x.root, time.Now(), callTime)
 	defer x.ending.stop()
 	err := persist(ctx, func() error {
-		return x.h.backend.Complete(ctx, x.storageKey, x.claim, response, x.h.expiry)
+		return x.h.backend.Complete(ctx, x.storageKey, x.claim, response, x.expiry())
 	})
 	if err != nil {
 		x.logFault("response not stored", err)

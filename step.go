@@ -205,7 +205,7 @@ func (x *run) keep(s *step) error {
 		if progress == nil {
 			return err
 		}
-		err = x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.terms, progress)
+		err = x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.terms, x.sealed(sealedProgress, progress))
 		l.sent(count, err)
 		if errors.Is(err, ErrClaimLost) {
 			x.renewal.stop()

@@ -147,14 +147,18 @@ func (c *config) storesType(contentType string) bool {
 	return slices.ContainsFunc(c.contentTypes, func(t string) bool { return strings.EqualFold(t, mediaType(contentType)) })
 }
 
-// storesHeader reports whether a response header is stored.
-func (c *config) storesHeader(name string) bool {
+// storesHeader reports whether a header of a response with this status is stored.
+func (c *config) storesHeader(status int, name string) bool {
 	name = http.CanonicalHeaderKey(name)
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Date":
 		return false // They belong to one connection or one answer (RFC 9110, section 7.6.1).
 	case "Content-Length":
 		return false // It is computed afresh.
+	case "Retry-After":
+		if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+			return false // It was for one client at one time.
+		}
 	}
 	return c.headerFilter(name)
 }

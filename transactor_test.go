@@ -242,12 +242,13 @@ func TestTransactorDoesNotCommit(t *testing.T) {
 		err      error
 		status   int
 		sentinel string
-		tries    int32 // 0 is several
+		tries    int32  // 0 is several
+		retry    string // Only of what is known to be undone it is promised that a retry may succeed.
 	}{
-		"undone":       {notCommitted, 503, "ErrNotCommitted", 1},
-		"lost":         {idempotency.ErrClaimLost, 409, "ErrClaimLost", 1},
-		"full":         {idempotency.ErrFull, 503, "ErrNotCommitted", 1},
-		"out of reach": {errDown, 503, "ErrNotCommitted", 0},
+		"undone":       {notCommitted, 503, "ErrNotCommitted", 1, "true"},
+		"lost":         {idempotency.ErrClaimLost, 409, "ErrClaimLost", 1, "true"},
+		"full":         {idempotency.ErrFull, 503, "ErrNotCommitted", 1, "false"},
+		"out of reach": {errDown, 503, "ErrNotCommitted", 0, "false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -266,7 +267,8 @@ func TestTransactorDoesNotCommit(t *testing.T) {
 				})
 				w := send(outside, request("k", "b"))
 				requireProblem(t, w, test.status, test.sentinel)
-				require.Equal(t, "1", w.Header().Get("Retry-After"))
+				require.Equal(t, test.retry, w.Header().Get("X-Should-Retry"))
+				require.Equal(t, test.retry == "true", w.Header().Get("Retry-After") == "1")
 				require.Equal(t, "7", w.Header().Get("X-Request-Id"))
 				require.Empty(t, w.Header().Get("Set-Cookie"))
 				require.Empty(t, l.written)

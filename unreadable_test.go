@@ -36,7 +36,7 @@ func requireUnreadableRecord(t *testing.T, backend idempotency.Backend, opts ...
 	requireProblem(t, outside, http.StatusServiceUnavailable, "ErrUnreadable")
 	require.NotContains(t, outside.Header(), "Retry-After", "a retry does not help")
 	delete(outside.Header(), "Content-Length")
-	require.Equal(t, http.Header{"X-Request-Id": {"1"}, "Content-Type": {"application/problem+json"}}, outside.Header(), "nothing of the record is shown")
+	require.Equal(t, http.Header{"X-Request-Id": {"1"}, "Content-Type": {"application/problem+json"}, "X-Should-Retry": {"false"}}, outside.Header(), "nothing of the record is shown")
 	require.Zero(t, p.runs.Load())
 	require.Contains(t, log.String(), "record not readable")
 	require.Contains(t, log.String(), idempotency.NewKey("", "k").String())

@@ -66,11 +66,13 @@ func TestUUIDv4(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := idempotency.UUIDv4(test.key)
+			seventh := strings.NewReplacer("43dd", "73dd", "43DD", "73DD").Replace(test.key)
+			require.Equal(t, test.valid || test.name == "version 7", idempotency.UUIDv7(seventh) == nil, seventh)
 			if test.valid {
 				require.NoError(t, err)
 				return
 			}
-			require.Error(t, err)
+			require.ErrorContains(t, err, "version 4 UUID")
 			if test.key != "" {
 				require.NotContains(t, err.Error(), test.key, "the error shows the key")
 			}
@@ -80,5 +82,11 @@ func TestUUIDv4(t *testing.T) {
 		id := uuid.New()
 		require.NoError(t, idempotency.UUIDv4(id.String()))
 		require.NoError(t, idempotency.UUIDv4(strings.ReplaceAll(id.String(), "-", "")))
+	}
+	for range 100 {
+		id := uuid.Must(uuid.NewV7())
+		require.NoError(t, idempotency.UUIDv7(id.String()))
+		require.NoError(t, idempotency.UUIDv7(strings.ReplaceAll(id.String(), "-", "")))
+		require.ErrorContains(t, idempotency.UUIDv7(uuid.NewString()), "version 7 UUID")
 	}
 }

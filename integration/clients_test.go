@@ -273,7 +273,7 @@ func TestRetryLeavesOtherConflictsAlone(t *testing.T) {
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusConflict, resp.StatusCode)
-	require.Contains(t, string(body), "ErrInterrupted")
+	require.Contains(t, string(body), "#interrupted")
 	require.Len(t, *pauses, 1, "the abort is retried, the 409 without Retry-After is not")
 	requireOneKey(t, s, 2)
 }

@@ -133,7 +133,7 @@ func TestCompressionOfRefusals(t *testing.T) {
 			reused := s.send(http.MethodPost, "/", "k", "another", "Accept-Encoding", "gzip")
 			require.Equal(t, http.StatusUnprocessableEntity, reused.status)
 			require.Equal(t, "application/problem+json", reused.header.Get("Content-Type"))
-			require.Contains(t, reused.body, "#ErrKeyReused")
+			require.Contains(t, reused.body, "#key-reused")
 		})
 	}
 }

@@ -115,7 +115,7 @@ func wireAtOnce(t *testing.T, p wireProtocol) {
 		require.Equal(t, http.StatusConflict, got.status)
 		require.Equal(t, "1", got.header.Get("Retry-After"))
 		require.Equal(t, "application/problem+json", got.header.Get("Content-Type"))
-		require.Contains(t, got.body, "ErrOutstanding")
+		require.Contains(t, got.body, "#outstanding")
 	}
 	close(payments.finish)
 	first := await(t, results, "the one that ran")
@@ -141,7 +141,7 @@ func wireReused(t *testing.T, p wireProtocol) {
 	for _, r := range []*http.Request{w.request(t, "k", strings.NewReader("amount=999")), patch, query, path} {
 		a := w.mustSend(t, r)
 		require.Equal(t, http.StatusUnprocessableEntity, a.status)
-		require.Contains(t, a.body, "ErrKeyReused")
+		require.Contains(t, a.body, "#key-reused")
 		require.Empty(t, a.header.Get("Location"), "nothing of the record is shown")
 	}
 	requireReplayOf(t, first, w.post(t, "k", "amount=100"))
@@ -153,7 +153,7 @@ func wireRequired(t *testing.T, p wireProtocol) {
 	w := p.start(t, idempotency.New(idempotency.NewMemory(), idempotency.WithRequired())(payments))
 	a := w.post(t, "", "amount=100")
 	require.Equal(t, http.StatusBadRequest, a.status)
-	require.Contains(t, a.body, "ErrKeyMissing")
+	require.Contains(t, a.body, "#key-missing")
 	require.Zero(t, payments.runs.Load())
 	require.Equal(t, http.StatusCreated, w.post(t, "k", "amount=100").status)
 }

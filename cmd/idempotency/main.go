@@ -72,6 +72,7 @@ type command struct {
 	scope                          string
 	byStorageKey                   bool
 	key                            idempotency.Key
+	secrets                        [][]byte
 	json, body, yes, force         bool
 }
 
@@ -147,6 +148,26 @@ func (c *command) parse(name string, args []string, arguments int, define ...fun
 		if c.key, ok = parseStorageKey(c.flags.Arg(0)); !ok {
 			return usageError(name + ": a storage key is 43 characters of URL-safe base64")
 		}
+	}
+	return nil
+}
+
+// secretsVariable is the environment variable that has the secrets of WithEncryption, in
+// base64, with commas between them.
+const secretsVariable = "IDEMPOTENCY_SECRETS"
+
+// readSecrets reads the secrets.
+func (c *command) readSecrets() error {
+	given := os.Getenv(secretsVariable)
+	if given == "" {
+		return nil
+	}
+	for text := range strings.SplitSeq(given, ",") {
+		secret, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+		if err != nil || len(secret) == 0 {
+			return usageError(secretsVariable + " is not base64, with commas between secrets")
+		}
+		c.secrets = append(c.secrets, secret)
 	}
 	return nil
 }

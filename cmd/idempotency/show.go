@@ -33,6 +33,9 @@ type found struct {
 
 // lookup returns the record of the key that the command line names.
 func (c *command) lookup(s store) (found, error) {
+	if err := c.readSecrets(); err != nil {
+		return found{}, err
+	}
 	f := found{key: c.key}
 	err := c.within(func(ctx context.Context) error {
 		rec, left, ok, err := s.Lookup(ctx, c.key)
@@ -46,7 +49,7 @@ func (c *command) lookup(s store) (found, error) {
 		return found{}, err
 	}
 	if f.rec.State == idempotency.StateCompleted {
-		f.response, f.err = f.rec.Open(c.scope, c.flags.Arg(0))
+		f.response, f.err = f.rec.Open(c.scope, c.flags.Arg(0), c.secrets...)
 	}
 	return f, nil
 }

@@ -88,7 +88,7 @@ func TestShutdown(t *testing.T) {
 		answered <- post(t, url+"/payments", "order-1", strings.Replace(visa, "tok_visa", "tok_slow", 1)).status
 	}()
 	require.Eventually(t, func() bool {
-		return strings.Contains(post(t, url+"/payments", "order-1", "{}").body, "ErrKeyReused")
+		return strings.Contains(post(t, url+"/payments", "order-1", "{}").body, "#key-reused")
 	}, time.Minute, 10*time.Millisecond, "the slow payment holds its key")
 	cancel()
 	require.Equal(t, http.StatusCreated, <-answered)
