@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,13 +36,11 @@ import (
 // evict (maxmemory-policy noeviction).
 type Redis struct {
 	client  redis.UniversalClient
-	hurried redis.UniversalClient // the client as Complete uses it
 	prefix  string
 	allowed atomic.Bool // the commands it needs, all of them
 
-	renewals      sync.Once
-	renewalClient redis.UniversalClient // nil until a claim is renewed
-	due           batch.Queue[redisRenewal]
+	lease    atomic.Int64 // of the last claim
+	renewals batch.Leases[*redisRenewals]
 }
 
 // RedisOption is a setting of [NewRedis].
@@ -68,13 +64,13 @@ func WithPrefix(p string) RedisOption {
 //
 // Renewals do not queue behind what else the client sends, if it is a
 // *redis.Client or a *redis.ClusterClient: they have connections of their own, with
-// the client's options, but without its hooks, its limiter and its cache. The first is
-// made when a claim is first renewed. To one server, those that are due together are sent
-// together: one connection is enough, and while some hang there are at most 256. To a
-// Cluster each is sent by itself, because a node that hangs must not hold up another; there
-// are as many to a node as are due at once, at most 1024. They are closed when the backend
-// is no longer used. Any other client renews by itself: give it ContextTimeoutEnabled, and a
-// pool that has room for that.
+// the client's options, but without its hooks, its limiter and its cache. (So a hook
+// that changes the names of keys is not supported: use [WithPrefix].) The first is
+// made when a claim is first renewed, or at the first claim for a Cluster. For each
+// lease, those that are due together are sent together to their server: one
+// connection is enough, and while some hang there are at most 256. They are closed
+// when the backend is no longer used. Any other client renews by itself: give it
+// ContextTimeoutEnabled, and a pool that has room for that.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {
 		panic("idempotency: NewRedis: nil client")
@@ -86,7 +82,6 @@ func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 		}
 		opt(b)
 	}
-	b.hurried = hurried(client)
 	return b
 }
 
@@ -95,6 +90,7 @@ func (b *Redis) Claim(ctx context.Context, key Key, claim Claim, terms Terms) (h
 	if err := terms.check(); err != nil {
 		return Record{}, false, err
 	}
+	b.meetCluster(terms.Lease)
 	name := b.name(key)
 	if terms.Trace == 0 && !terms.TakeOver && b.allowed.Load() {
 		var raw string
@@ -141,9 +137,7 @@ func (b *Redis) claimByScript(ctx context.Context, name string, claim Claim, ter
 	if err != nil {
 		return Record{}, false, err
 	}
-	if b.allowed.CompareAndSwap(false, true) {
-		b.meetCluster(name, terms.Lease)
-	}
+	b.allowed.Store(true)
 	switch reply := reply.(type) {
 	case string: // the progress
 		return Record{Claim: claim, State: StateInterrupted, Progress: textBytes(reply)}, true, nil
@@ -188,41 +182,6 @@ func (b *Redis) whileReadOnly(ctx context.Context, name string, claim Claim, err
 func takesNoWrites(err error) bool {
 	return redis.HasErrorPrefix(err, "OOM") || redis.HasErrorPrefix(err, "READONLY") ||
 		redis.HasErrorPrefix(err, "NOREPLICAS") || redis.HasErrorPrefix(err, "MISCONF")
-}
-
-// Complete implements [Backend].
-func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []byte, expiry time.Duration) error {
-	if expiry <= 0 {
-		return errExpiry
-	}
-	ms := int64(0)
-	if expiry != Forever {
-		ms = milliseconds(expiry)
-	}
-	defer runtime.KeepAlive(b) // As in Renew.
-	err := b.tryComplete(ctx, b.hurried, hurry, key, claim, response, ms)
-	for isOfConnection(err) && ctx.Err() == nil {
-		// The client's connections may be silent, or refused still. Those of renewals are tried often.
-		tried := time.Now()
-		err = b.tryComplete(ctx, b.forRenewals(anyLongLease), renewalTry, key, claim, response, ms)
-		if time.Since(tried) < renewalTry {
-			break // It did not hang.
-		}
-	}
-	return err
-}
-
-// tryComplete completes a claim by one call of a client, which ends after some time.
-func (b *Redis) tryComplete(ctx context.Context, client redis.UniversalClient, bound time.Duration, key Key, claim Claim, response []byte, ms int64) error {
-	ctx, stop := context.WithTimeout(ctx, bound)
-	defer stop()
-	return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
-}
-
-// isOfConnection reports whether err is no answer of Redis, but tells that there was none.
-func isOfConnection(err error) bool {
-	var reply redis.Error
-	return err != nil && !errors.As(err, &reply) && !errors.Is(err, ErrClaimLost) && !errors.Is(err, ErrUnreadable)
 }
 
 // Release implements [Backend].

@@ -2,9 +2,13 @@ package idempotency
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,20 +18,25 @@ import (
 )
 
 const (
-	// renewalConns is how many connections there may be for renewals: one, and those that
-	// hang. To a node of a Cluster, where each is sent by itself, there may be more.
-	renewalConns, renewalNodeConns = 256, 1024
-	// hurry is how long Complete waits for the client: half of its time. The connections may
-	// have fallen silent. It then tries the client for renewals, each time for renewalTry.
+	// renewalConns is how many connections there may be to a server for the renewals of one
+	// lease: one, and those that hang.
+	renewalConns = 256
+	// While the client does not answer Complete, which has callTime, the connections for
+	// renewals are tried after hurry, each time for renewalTry.
 	hurry, renewalTry = callTime / 2, 500 * time.Millisecond
-	// anyLongLease stands for a lease that is not known. A claim with a shorter one is renewed,
-	// and makes the client, before Complete asks for that; longer ones have the same settings.
-	anyLongLease = time.Minute
 	// mostIdle is how long a connection is kept at most that is not used.
 	mostIdle = 3 * time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
 	renewalBuffer = 4 << 10
 )
+
+// redisRenewals renews the claims with one lease.
+type redisRenewals struct {
+	client redis.UniversalClient
+
+	mu     sync.Mutex
+	queues map[string]*batch.Queue[redisRenewal] // by the address of their server
+}
 
 // redisRenewal is a renewal without progress, which most are.
 type redisRenewal struct {
@@ -42,27 +51,63 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 		return err
 	}
 	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
-	client := b.forRenewals(terms.Lease)
-	// A pipeline to a Cluster would wait for its slowest node.
-	if _, oneServer := client.(*redis.Client); oneServer && progress == nil {
-		err := b.due.Do(ctx, redisRenewal{key, claim, terms}, terms.Lease, func(ctx context.Context, due []redisRenewal) []error {
-			return b.renewBatch(ctx, client, due)
+	renewals := b.renewalsOf(terms.Lease)
+	if server := renewals.serverOf(ctx, b.name(key)); server != nil && progress == nil {
+		due := renewals.queueOf(server, terms.Lease)
+		err := due.Do(ctx, redisRenewal{key, claim, terms}, func(ctx context.Context, due []redisRenewal) []error {
+			return b.renewBatch(ctx, server, due)
 		})
 		switch {
-		case err != nil && err == context.Cause(ctx):
+		case err == nil || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrUnreadable):
+			return err
+		case err == context.Cause(ctx):
 			return fmt.Errorf("idempotency: redis: %w", err)
-		case !redis.HasErrorPrefix(err, "NOSCRIPT"):
+		case isOfConnection(err):
+			renewals.learn(ctx)
 			return err
 		}
-		reply, err := process(ctx, client, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
-		return updated(reply, err, claim)
+		if redis.HasErrorPrefix(err, "NOSCRIPT") {
+			reply, err := process(ctx, server, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
+			return updated(reply, err, claim)
+		}
+		// Another server of a Cluster may have the key by now: the client finds it.
 	}
-	return b.update(ctx, client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+	return b.update(ctx, renewals.client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+}
+
+// serverOf returns the server of a name, or nil if that is not known: those of a Cluster
+// have queues of their own, so that none that hangs holds up the renewals of another.
+func (r *redisRenewals) serverOf(ctx context.Context, name string) *redis.Client {
+	switch client := r.client.(type) {
+	case *redis.Client:
+		return client
+	case *redis.ClusterClient:
+		server, _ := client.MasterForKey(ctx, name) // If it fails, the client is asked itself.
+		return server
+	}
+	return nil
+}
+
+// learn lets the client learn where the keys of a Cluster are now. It holds nobody up.
+func (r *redisRenewals) learn(ctx context.Context) {
+	if cluster, ok := r.client.(*redis.ClusterClient); ok {
+		cluster.ReloadState(ctx)
+	}
+}
+
+func (r *redisRenewals) queueOf(server *redis.Client, lease time.Duration) *batch.Queue[redisRenewal] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	addr := server.Options().Addr
+	if r.queues[addr] == nil {
+		r.queues[addr] = batch.New[redisRenewal](lease)
+	}
+	return r.queues[addr]
 }
 
 // renewBatch renews claims by one pipeline.
-func (b *Redis) renewBatch(ctx context.Context, client redis.UniversalClient, due []redisRenewal) []error {
-	pipe := client.Pipeline()
+func (b *Redis) renewBatch(ctx context.Context, server *redis.Client, due []redisRenewal) []error {
+	pipe := server.Pipeline()
 	commands := make([]*redis.Cmd, len(due))
 	for i, r := range due {
 		commands[i] = pipe.Do(ctx, renewScript.byHash(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
@@ -83,7 +128,7 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 	switch like := like.(type) {
 	case *redis.Client:
 		options := *like.Options()
-		setForRenewals(&options, lease, renewalConns)
+		setForRenewals(&options, lease)
 		client := redis.NewClient(&options)
 		return client, client.Close
 	case *redis.ClusterClient:
@@ -91,7 +136,7 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 		options.ContextTimeoutEnabled = true
 		newClient := options.NewClient
 		options.NewClient = func(o *redis.Options) *redis.Client {
-			setForRenewals(o, lease, renewalNodeConns)
+			setForRenewals(o, lease)
 			return newClient(o)
 		}
 		client := redis.NewClusterClient(&options)
@@ -102,8 +147,8 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 
 // setForRenewals changes options so that a command is tried once, and ends with its context:
 // who renews a claim tries again.
-func setForRenewals(o *redis.Options, lease time.Duration, conns int) {
-	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = conns, 0, 0, 0
+func setForRenewals(o *redis.Options, lease time.Duration) {
+	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = renewalConns, 0, 0, 0
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
@@ -120,17 +165,6 @@ func setForRenewals(o *redis.Options, lease time.Duration, conns int) {
 	o.DisableIdentity, o.MaintNotificationsConfig = true, &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 }
 
-// hurried returns the client with time-outs that leave Complete the time to use another,
-// if it is one for one server.
-func hurried(client redis.UniversalClient) redis.UniversalClient {
-	if one, ok := client.(*redis.Client); ok {
-		if reads := one.Options().ReadTimeout; reads <= 0 || reads > hurry {
-			return one.WithTimeout(hurry)
-		}
-	}
-	return client
-}
-
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialerThatReturns tells a failure by the connection that it returns. After many errors
@@ -138,13 +172,56 @@ type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 func dialerThatReturns(dial dialer) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
-		if err == nil {
-			return conn, nil
+		if err != nil {
+			closed, other := net.Pipe()
+			_, _ = closed.Close(), other.Close()
+			return failedConn{closed, err}, nil
 		}
-		closed, other := net.Pipe()
-		_, _ = closed.Close(), other.Close()
-		return failedConn{closed, err}, nil
+		once := &onceConn{Conn: conn}
+		if raw, ok := conn.(syscall.Conn); ok {
+			return checkedConn{once, raw}, nil
+		}
+		return once, nil
 	}
+}
+
+// onceConn is a connection that is closed after an error, and returns that from then on.
+// go-redis leaves one open whose first command has failed, until the garbage collector comes.
+type onceConn struct {
+	net.Conn
+	failed atomic.Pointer[error]
+}
+
+func (c *onceConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	return n, c.closeAfter(err)
+}
+
+func (c *onceConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.closeAfter(err)
+}
+
+func (c *onceConn) SetDeadline(t time.Time) error     { return c.closeAfter(c.Conn.SetDeadline(t)) }
+func (c *onceConn) SetReadDeadline(t time.Time) error { return c.closeAfter(c.Conn.SetReadDeadline(t)) }
+func (c *onceConn) SetWriteDeadline(t time.Time) error {
+	return c.closeAfter(c.Conn.SetWriteDeadline(t))
+}
+
+func (c *onceConn) closeAfter(err error) error {
+	if err == nil {
+		return nil
+	}
+	if c.failed.CompareAndSwap(nil, &err) {
+		_ = c.Close()
+	}
+	return *c.failed.Load()
+}
+
+// checkedConn is one that go-redis can check before it uses it.
+type checkedConn struct {
+	*onceConn
+	syscall.Conn
 }
 
 // failedConn is a connection that was not made. It returns the cause of that.
@@ -159,29 +236,29 @@ func (c failedConn) SetDeadline(time.Time) error      { return c.err }
 func (c failedConn) SetReadDeadline(time.Time) error  { return c.err }
 func (c failedConn) SetWriteDeadline(time.Time) error { return c.err }
 
-// meetCluster lets the client for renewals learn of the nodes of a Cluster while these answer,
-// and not first when a claim must be renewed. It holds nobody up.
-func (b *Redis) meetCluster(name string, lease time.Duration) {
-	if _, cluster := b.client.(*redis.ClusterClient); !cluster {
-		return
-	}
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), callTime)
-		defer cancel()
-		b.forRenewals(lease).PTTL(ctx, name)
-		runtime.KeepAlive(b)
-	}()
-}
-
-// forRenewals returns the client that renewals use, so that they do not queue behind what
-// else is sent. It is made when a claim is first renewed, and closed once the backend is no
-// longer used.
-func (b *Redis) forRenewals(lease time.Duration) redis.UniversalClient {
-	b.renewals.Do(func() {
+// renewalsOf returns what renews the claims with a lease. Its connections are no others', so
+// that renewals do not queue behind what else is sent. They are made when they are needed, and
+// closed once the backend is no longer used.
+func (b *Redis) renewalsOf(lease time.Duration) *redisRenewals {
+	renewals, _ := b.renewals.Get(lease, func() (*redisRenewals, error) {
 		client, close := newRenewalClient(b.client, lease)
-		if b.renewalClient = client; close != nil {
+		if close != nil {
 			runtime.AddCleanup(b, func(close func() error) { _ = close() }, close)
 		}
+		renewals := &redisRenewals{client: client, queues: make(map[string]*batch.Queue[redisRenewal])}
+		renewals.learn(context.Background())
+		return renewals, nil
 	})
-	return b.renewalClient
+	return renewals
+}
+
+// meetCluster lets what renews the claims with a lease learn of the nodes of a Cluster while
+// these answer, and not first when a claim must be renewed.
+func (b *Redis) meetCluster(lease time.Duration) {
+	if time.Duration(b.lease.Swap(int64(lease))) == lease {
+		return
+	}
+	if _, cluster := b.client.(*redis.ClusterClient); cluster {
+		b.renewalsOf(lease)
+	}
 }

@@ -223,7 +223,7 @@ func TestRedisRenewalsHeedTheirContext(t *testing.T) {
 
 // A response is stored although the client's connections have fallen silent.
 func TestRedisCompleteWhileTheClientIsSilent(t *testing.T) {
-	t.Parallel() // It waits for go-redis's time-out of three seconds.
+	t.Parallel() // It waits for go-redis's time-out of five seconds.
 	dialer := &switchedDialer{}
 	server := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial})
@@ -233,7 +233,9 @@ func TestRedisCompleteWhileTheClientIsSilent(t *testing.T) {
 	b := idempotency.NewRedis(client)
 	require.NoError(t, renewed(t, b, time.Hour)(t.Context()))
 	dialer.stale.Store(true)
-	require.NoError(t, b.Complete(t.Context(), keyOf("k"), claimOf("mine"), []byte("response"), time.Hour))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	require.NoError(t, b.Complete(ctx, keyOf("k"), claimOf("mine"), []byte("response"), time.Hour))
 	rec, _, ok, err := idempotency.NewRedis(another).Lookup(t.Context(), keyOf("k"))
 	require.NoError(t, err)
 	require.True(t, ok)
@@ -258,6 +260,55 @@ func TestRedisCompleteAfterManyRefusals(t *testing.T) {
 	require.NoError(t, complete())
 	require.NoError(t, complete(), "it is stored already")
 	require.ErrorIs(t, b.Complete(t.Context(), keyOf("k"), claimOf("another"), []byte("response"), time.Hour), idempotency.ErrClaimLost)
+}
+
+// The client's hooks see all but the renewals.
+func TestRedisHooks(t *testing.T) {
+	client := miniRedis(t)
+	hook := new(countingHook)
+	client.AddHook(hook)
+	b := idempotency.NewRedis(client)
+	require.NoError(t, renewed(t, b, time.Hour)(t.Context()))
+	before := hook.processed.Load()
+	require.NotZero(t, before, "the claim")
+	require.NoError(t, b.Complete(t.Context(), keyOf("k"), claimOf("mine"), []byte("response"), time.Hour))
+	require.Greater(t, hook.processed.Load(), before)
+}
+
+type countingHook struct {
+	redis.Hook
+	processed atomic.Int32
+}
+
+func (h *countingHook) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *countingHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		h.processed.Add(1)
+		return next(ctx, cmd)
+	}
+}
+
+func (h *countingHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A connection whose first command has failed is closed, and not left to the garbage
+// collector.
+func TestRedisRenewalConnectionsThatFailAreClosed(t *testing.T) {
+	dialer := &switchedDialer{}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial})
+	defer client.Close()
+	b := idempotency.NewRedis(client)
+	mustClaim(t, b, keyOf("k"), claimOf("mine"), lease(time.Hour))
+	open := dialer.open.Load()
+	dialer.silent.Store(true)
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		require.Error(t, b.Renew(ctx, keyOf("k"), claimOf("mine"), lease(100*time.Millisecond), nil))
+		cancel()
+	}
+	require.Eventually(t, func() bool { return dialer.open.Load() == open }, time.Minute, time.Millisecond)
 }
 
 // A client of another kind is used itself.

@@ -26,7 +26,6 @@ package postgres
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,9 +52,7 @@ type Backend struct {
 	tx    pgx.TxOptions
 	sql   statements
 
-	mu       sync.Mutex
-	renewals *pgxpool.Pool // nil until a claim is renewed
-	due      batch.Queue[renewal]
+	renewals batch.Leases[*renewals]
 }
 
 var _ idempotency.Inspector = (*Backend)(nil)
@@ -103,34 +100,36 @@ func New(pool *pgxpool.Pool, opts ...Option) *Backend {
 }
 
 const (
-	// maxRenewalConns is how many connections there are for renewals: one, and those that hang.
+	// maxRenewalConns is how many connections there are for the renewals of one lease: one,
+	// and those that hang.
 	maxRenewalConns = 256
 	// leastIdle and mostIdle bound how long a connection is kept that is not used.
 	leastIdle, mostIdle = 100 * time.Millisecond, 3 * time.Second
 )
 
-// renewalPool returns the connections that only renewals use. The lease of the first
-// bounds how long a connection is being made.
-func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.renewals != nil {
-		return b.renewals, nil
-	}
-	config := b.pool.Config()
-	config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
-	// A connection that has gone silent costs a try. Of those that an outage has left none
-	// is kept for long, and none is asked twice.
-	config.MaxConnIdleTime = min(max(lease/10, leastIdle), mostIdle)
-	config.HealthCheckPeriod = config.MaxConnIdleTime
-	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
-	connect := &config.ConnConfig.ConnectTimeout
-	if *connect == 0 || *connect > batch.Time(lease) {
-		*connect = batch.Time(lease)
-	}
-	pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
-	b.renewals = pool
-	return pool, err
+// renewals renews the claims with one lease.
+type renewals struct {
+	pool *pgxpool.Pool // connections that only these renewals use
+	due  *batch.Queue[renewal]
+}
+
+// renewalsOf returns what renews the claims with a lease.
+func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
+	return b.renewals.Get(lease, func() (*renewals, error) {
+		config := b.pool.Config()
+		config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
+		// A connection that has gone silent costs a try. Of those that an outage has left none
+		// is kept for long, and none is asked twice.
+		config.MaxConnIdleTime = min(max(lease/10, leastIdle), mostIdle)
+		config.HealthCheckPeriod = config.MaxConnIdleTime
+		config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+		connect := &config.ConnConfig.ConnectTimeout
+		if *connect == 0 || *connect > batch.Time(lease) {
+			*connect = batch.Time(lease)
+		}
+		pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
+		return &renewals{pool, batch.New[renewal](lease)}, err
+	})
 }
 
 // Close closes the connections that renewals have, and waits for the renewals that
@@ -138,11 +137,7 @@ func (b *Backend) renewalPool(lease time.Duration) (*pgxpool.Pool, error) {
 // closed, which stays its caller's. A process that ends need not call it. A claim
 // that is renewed afterwards makes new connections.
 func (b *Backend) Close() {
-	b.mu.Lock()
-	pool := b.renewals
-	b.renewals = nil
-	b.mu.Unlock()
-	if pool != nil {
-		pool.Close()
+	for _, renewals := range b.renewals.Take() {
+		renewals.pool.Close()
 	}
 }

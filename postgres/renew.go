@@ -22,19 +22,19 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 	if err := checkTerms(terms); err != nil {
 		return err
 	}
-	pool, err := b.renewalPool(terms.Lease)
+	renewals, err := b.renewalsOf(terms.Lease)
 	if err != nil {
 		return err
 	}
 	if progress == nil {
-		err := b.due.Do(ctx, renewal{key, claim, terms}, terms.Lease, func(ctx context.Context, due []renewal) []error {
-			return b.renewBatch(ctx, pool, due)
+		err := renewals.due.Do(ctx, renewal{key, claim, terms}, func(ctx context.Context, due []renewal) []error {
+			return b.renewBatch(ctx, renewals.pool, due)
 		})
 		if !errors.Is(err, errAlone) {
 			return err
 		}
 	}
-	return b.put(ctx, pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
+	return b.put(ctx, renewals.pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
 }
 
 // errAlone is a renewal that must be sent alone: its claim is not there, or locked.

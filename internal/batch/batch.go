@@ -23,38 +23,38 @@ func Time(lease time.Duration) time.Duration {
 // was given up end soon.
 func patience(lease time.Duration) time.Duration { return min(lease/Tries, time.Second) }
 
-// Queue sends calls together: those that come while a batch is under way go with the next.
-// One batch is under way at once, and another beside each that hangs. It is safe for
-// concurrent use. The zero Queue is ready for use.
+// Queue sends the renewals of claims with one lease together: those that come while a batch
+// is under way go with the next. One batch is under way at once, and another beside each that
+// hangs. It is safe for concurrent use.
 type Queue[Call any] struct {
-	mu       sync.Mutex
-	next     *batch[Call]  // nil unless calls wait
-	sent     *batch[Call]  // what is under way, and holds up the next; nil if nothing does
-	patience time.Duration // the shortest of all calls so far; 0 before the first
+	lease time.Duration
+	mu    sync.Mutex
+	next  *batch[Call] // nil unless calls wait
+	sent  *batch[Call] // what is under way, and holds up the next; nil if nothing does
 }
 
 // batch is calls that are sent together.
 type batch[Call any] struct {
 	calls []Call
 	ctx   context.Context // of its first call
-	lease time.Duration   // of its first call
 	send  func(context.Context, []Call) []error
-	since time.Time     // when it was sent
 	hangs *time.Timer   // ends its time to hold up the next
 	errs  []error       // one for each call
 	done  chan struct{} // closed once errs are there
 }
 
-// Do sends the renewal of a claim that has this lease with a batch, and returns its error,
-// or the cause of ctx if that ends first. send gets the calls of a batch, and returns an
-// error for each, in their order. A batch is sent by its first call's send, under a context
-// with that call's values that ends after [Time], and not with ctx. A call that was given
-// up is sent all the same.
-func (q *Queue[Call]) Do(ctx context.Context, call Call, lease time.Duration, send func(context.Context, []Call) []error) error {
+// New returns a queue for renewals of claims with this lease.
+func New[Call any](lease time.Duration) *Queue[Call] { return &Queue[Call]{lease: lease} }
+
+// Do sends a call with a batch, and returns its error, or the cause of ctx if that ends
+// first. send gets the calls of a batch, and returns an error for each, in their order. A
+// batch is sent by its first call's send, under a context with that call's values that ends
+// after [Time], and not with ctx. A call that was given up is sent all the same.
+func (q *Queue[Call]) Do(ctx context.Context, call Call, send func(context.Context, []Call) []error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	mine, i := q.add(ctx, call, lease, send)
+	mine, i := q.add(ctx, call, send)
 	select {
 	case <-mine.done:
 		return mine.errs[i]
@@ -64,17 +64,11 @@ func (q *Queue[Call]) Do(ctx context.Context, call Call, lease time.Duration, se
 }
 
 // add adds a call to the next batch. It returns the batch and the call's place in it.
-func (q *Queue[Call]) add(ctx context.Context, call Call, lease time.Duration, send func(context.Context, []Call) []error) (mine *batch[Call], i int) {
+func (q *Queue[Call]) add(ctx context.Context, call Call, send func(context.Context, []Call) []error) (mine *batch[Call], i int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if p := patience(lease); q.patience == 0 || p < q.patience {
-		q.patience = p
-		if q.sent != nil {
-			q.sent.hangs.Reset(time.Until(q.sent.since.Add(p)))
-		}
-	}
 	if q.next == nil {
-		q.next = &batch[Call]{ctx: context.WithoutCancel(ctx), lease: lease, send: send, done: make(chan struct{})}
+		q.next = &batch[Call]{ctx: context.WithoutCancel(ctx), send: send, done: make(chan struct{})}
 	}
 	mine, i = q.next, len(q.next.calls)
 	mine.calls = append(mine.calls, call)
@@ -88,12 +82,11 @@ func (q *Queue[Call]) add(ctx context.Context, call Call, lease time.Duration, s
 func (q *Queue[Call]) begin() {
 	b := q.next
 	q.next, q.sent = nil, b
-	b.since = time.Now()
-	b.hangs = time.AfterFunc(q.patience, func() { q.end(b) })
+	b.hangs = time.AfterFunc(patience(q.lease), func() { q.end(b) })
 	go func() {
 		defer close(b.done)
 		defer q.end(b)
-		b.run()
+		b.run(Time(q.lease))
 	}()
 }
 
@@ -112,13 +105,13 @@ func (q *Queue[Call]) end(b *batch[Call]) {
 }
 
 // run sends the calls. A panic of send is the error of each: here it would end the process.
-func (b *batch[Call]) run() {
+func (b *batch[Call]) run(bound time.Duration) {
 	defer func() {
 		if p := recover(); p != nil {
 			b.errs = slices.Repeat([]error{fmt.Errorf("panic: %v", p)}, len(b.calls))
 		}
 	}()
-	ctx, cancel := context.WithTimeout(b.ctx, Time(b.lease))
+	ctx, cancel := context.WithTimeout(b.ctx, bound)
 	defer cancel()
 	b.errs = b.send(ctx, b.calls)
 }

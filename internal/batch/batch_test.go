@@ -40,9 +40,9 @@ func (s *store) taking(d time.Duration) func(context.Context, []int) []error {
 
 // begin sends a call, and returns once it is on its way, or waits. After it, its error
 // comes.
-func begin(ctx context.Context, q *Queue[int], call int, lease time.Duration, send func(context.Context, []int) []error) <-chan error {
+func begin(ctx context.Context, q *Queue[int], call int, send func(context.Context, []int) []error) <-chan error {
 	err := make(chan error, 1)
-	go func() { err <- q.Do(ctx, call, lease, send) }()
+	go func() { err <- q.Do(ctx, call, send) }()
 	synctest.Wait()
 	return err
 }
@@ -54,8 +54,6 @@ func TestQueue(t *testing.T) {
 	}{
 		{"what comes meanwhile goes with the next", goTogether},
 		{"beside one that hangs another is sent", besideOneThatHangs},
-		{"the shortest lease counts for all that come later", shortestLeaseCounts},
-		{"a shorter lease hurries what is under way", shorterLeaseHurries},
 		{"one that is given up is sent all the same", givenUpIsSent},
 		{"one that is given up before is not sent", givenUpBefore},
 		{"a batch has the values of its first call, and a time of its own", contextOfABatch},
@@ -63,7 +61,7 @@ func TestQueue(t *testing.T) {
 		{"no batch holds up the next for more than a second", atMostASecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test.run(t, new(Queue[int]), new(store)) })
+			synctest.Test(t, func(t *testing.T) { test.run(t, New[int](lease), new(store)) })
 		})
 	}
 }
@@ -73,7 +71,7 @@ func goTogether(t *testing.T, q *Queue[int], s *store) {
 	start := time.Now()
 	for call := range 100 {
 		all.Go(func() {
-			err := q.Do(t.Context(), call, lease, s.taking(roundTrip))
+			err := q.Do(t.Context(), call, s.taking(roundTrip))
 			if call%2 == 1 {
 				require.EqualError(t, err, fmt.Sprint("of ", call))
 			} else {
@@ -95,64 +93,37 @@ func besideOneThatHangs(t *testing.T, q *Queue[int], s *store) {
 	ctx, give := context.WithCancelCause(t.Context())
 	start := time.Now()
 	end := start.Add(time.Hour)
-	hung := begin(ctx, q, 0, lease, s.taking(time.Hour))
-	require.NoError(t, q.Do(t.Context(), 2, lease, s.taking(roundTrip)))
+	hung := begin(ctx, q, 0, s.taking(time.Hour))
+	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, wait+roundTrip, time.Since(start))
 	give(errors.New("given up"))
 	require.EqualError(t, <-hung, "given up")
 	start = time.Now()
-	require.NoError(t, q.Do(t.Context(), 4, lease, s.taking(roundTrip)))
+	require.NoError(t, q.Do(t.Context(), 4, s.taking(roundTrip)))
 	require.Equal(t, roundTrip, time.Since(start), "what hangs holds up one batch only")
 	require.Equal(t, [][]int{{0}, {2}, {4}}, s.sent)
 
 	time.Sleep(time.Until(end) - wait/4)
-	begin(t.Context(), q, 6, lease, s.taking(wait/2))
+	begin(t.Context(), q, 6, s.taking(wait/2))
 	start = time.Now()
-	require.NoError(t, q.Do(t.Context(), 8, lease, s.taking(roundTrip)))
+	require.NoError(t, q.Do(t.Context(), 8, s.taking(roundTrip)))
 	require.Equal(t, wait/2+roundTrip, time.Since(start), "the end of what has hung does not let the next go")
 }
 
-func shortestLeaseCounts(t *testing.T, q *Queue[int], s *store) {
-	require.NoError(t, q.Do(t.Context(), 0, lease, s.taking(roundTrip)))
-	begin(t.Context(), q, 2, 2*lease, s.taking(time.Hour))
-	start := time.Now()
-	require.NoError(t, q.Do(t.Context(), 4, 2*lease, s.taking(roundTrip)))
-	require.Equal(t, wait+roundTrip, time.Since(start))
-	time.Sleep(time.Hour)
-}
-
-func shorterLeaseHurries(t *testing.T, q *Queue[int], s *store) {
-	begin(t.Context(), q, 0, 4*lease, s.taking(time.Hour)) // may hold up the next for 4*wait
-	waits := begin(t.Context(), q, 2, 4*lease, s.taking(roundTrip))
-	time.Sleep(wait / 2)
-	start := time.Now()
-	require.NoError(t, q.Do(t.Context(), 4, lease, s.taking(roundTrip)))
-	require.Equal(t, wait/2+roundTrip, time.Since(start))
-	require.NoError(t, <-waits)
-
-	begin(t.Context(), q, 6, 4*lease, s.taking(time.Hour))
-	time.Sleep(wait * 3 / 4)
-	start = time.Now()
-	require.NoError(t, q.Do(t.Context(), 8, lease/2, s.taking(roundTrip)))
-	require.Equal(t, roundTrip, time.Since(start), "its time is over already")
-	require.Equal(t, [][]int{{0}, {2, 4}, {6}, {8}}, s.sent)
-	time.Sleep(time.Hour)
-}
-
 func givenUpIsSent(t *testing.T, q *Queue[int], s *store) {
-	begin(t.Context(), q, 0, lease, s.taking(roundTrip))
+	begin(t.Context(), q, 0, s.taking(roundTrip))
 	ctx, give := context.WithCancel(t.Context())
-	waits := begin(ctx, q, 2, lease, s.taking(roundTrip))
+	waits := begin(ctx, q, 2, s.taking(roundTrip))
 	give()
 	require.ErrorIs(t, <-waits, context.Canceled)
-	require.NoError(t, q.Do(t.Context(), 4, lease, s.taking(roundTrip)))
+	require.NoError(t, q.Do(t.Context(), 4, s.taking(roundTrip)))
 	require.Equal(t, [][]int{{0}, {2, 4}}, s.sent)
 }
 
 func givenUpBefore(t *testing.T, q *Queue[int], s *store) {
 	ctx, give := context.WithCancelCause(t.Context())
 	give(errors.New("given up"))
-	require.EqualError(t, q.Do(ctx, 0, lease, s.taking(roundTrip)), "given up")
+	require.EqualError(t, q.Do(ctx, 0, s.taking(roundTrip)), "given up")
 	require.Empty(t, s.sent)
 }
 
@@ -161,7 +132,7 @@ func contextOfABatch(t *testing.T, q *Queue[int], s *store) {
 	ctx, give := context.WithCancel(context.WithValue(t.Context(), value{}, "of the first"))
 	start := time.Now()
 	ended := make(chan time.Duration, 1)
-	first := begin(ctx, q, 0, lease, func(ctx context.Context, calls []int) []error {
+	first := begin(ctx, q, 0, func(ctx context.Context, calls []int) []error {
 		if ctx.Value(value{}) == "of the first" {
 			<-ctx.Done()
 			ended <- time.Since(start)
@@ -180,14 +151,15 @@ func contextOfABatch(t *testing.T, q *Queue[int], s *store) {
 
 func panicIsAnError(t *testing.T, q *Queue[int], _ *store) {
 	for range 2 {
-		require.EqualError(t, q.Do(t.Context(), 0, lease, func(context.Context, []int) []error { panic("boom") }), "panic: boom")
+		require.EqualError(t, q.Do(t.Context(), 0, func(context.Context, []int) []error { panic("boom") }), "panic: boom")
 	}
 }
 
-func atMostASecond(t *testing.T, q *Queue[int], s *store) {
-	begin(t.Context(), q, 0, time.Hour, s.taking(time.Hour))
+func atMostASecond(t *testing.T, _ *Queue[int], s *store) {
+	q := New[int](time.Hour)
+	begin(t.Context(), q, 0, s.taking(time.Hour))
 	start := time.Now()
-	require.NoError(t, q.Do(t.Context(), 2, time.Hour, s.taking(roundTrip)))
+	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, time.Second+roundTrip, time.Since(start))
 	time.Sleep(time.Hour)
 }

@@ -1,0 +1,59 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Complete implements [Backend].
+func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []byte, expiry time.Duration) error {
+	if expiry <= 0 {
+		return errExpiry
+	}
+	ms := int64(0)
+	if expiry != Forever {
+		ms = milliseconds(expiry)
+	}
+	defer runtime.KeepAlive(b) // As in Renew.
+	defer runtime.KeepAlive(b) // As in Renew.
+	complete := func(ctx context.Context, client redis.UniversalClient) error {
+		return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
+	}
+	rescued := make(chan error, 1)
+	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeByRenewals(ctx, complete) })
+	err := complete(ctx, b.client)
+	started := !rescue.Stop()
+	switch {
+	case !isOfConnection(err):
+		return err
+	case started:
+		return <-rescued
+	}
+	return b.completeByRenewals(ctx, complete)
+}
+
+// completeByRenewals completes a claim over the connections for renewals: the client's are
+// silent, or it says still that Redis refuses them. One that hangs too is tried again.
+func (b *Redis) completeByRenewals(ctx context.Context, complete func(context.Context, redis.UniversalClient) error) error {
+	client := b.renewalsOf(time.Duration(b.lease.Load())).client
+	for {
+		try, stop := context.WithTimeout(ctx, renewalTry)
+		tried := time.Now()
+		err := complete(try, client)
+		stop()
+		if !isOfConnection(err) || ctx.Err() != nil || time.Since(tried) < renewalTry {
+			return err
+		}
+	}
+}
+
+// isOfConnection reports whether err is no answer of Redis, but tells that there was none.
+func isOfConnection(err error) bool {
+	var reply redis.Error
+	answered := errors.As(err, &reply) || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrUnreadable)
+	return err != nil && !answered && !errors.Is(err, redis.ErrClosed)
+}
