@@ -183,6 +183,31 @@ func TestStepsTogether(t *testing.T) {
 	})
 }
 
+// A Renew that does not end, though its context has, holds up no other step for more than 5 s.
+func TestStepBehindOneThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend, hangs := newSending(), make(chan struct{})
+		backend.fails = func(n int) error {
+			if n == 0 {
+				<-hangs
+			}
+			return nil
+		}
+		interruptIn(t, backend, func(ctx context.Context) {
+			go idempotency.Step(ctx, "a", func(context.Context) ([]byte, error) { return []byte("1"), nil })
+			synctest.Wait()
+			begun := time.Now()
+			_, err := idempotency.Step(ctx, "b", func(context.Context) ([]byte, error) { return []byte("2"), nil })
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, 5*time.Second, time.Since(begun))
+			close(hangs)
+			requireStep(t, ctx, "a", "1", nil)
+			requireStep(t, ctx, "b", "2", nil)
+		})
+		require.Len(t, backend.sent, 2)
+	})
+}
+
 // Names and results together are at most the buffer limit, with those of the runs before.
 func TestStepTooLarge(t *testing.T) {
 	forEachBackend(t, func(t *testing.T, newBackend func(*testing.T) idempotency.Backend) {
