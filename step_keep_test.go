@@ -295,13 +295,14 @@ func TestStepAndNoStore(t *testing.T) {
 		step  func(context.Context) ([]byte, error) // nil is none
 		fails func(int) error
 		state idempotency.State
+		times int32 // that the claim is released: again after a Renew that may land later
 	}{
-		"no step":      {nil, nil, 0},
-		"an error":     {fails, nil, 0},
-		"too large":    {does(new(int), strings.Repeat("x", 1<<20)), nil, 0},
-		"kept":         {does(new(int), "r"), nil, idempotency.StateInterrupted},
-		"may be kept":  {does(new(int), "r"), until(1<<30, errDown), idempotency.StateInterrupted},
-		"may be, full": {does(new(int), "r"), until(1<<30, idempotency.ErrFull), idempotency.StateInterrupted},
+		"no step":      {nil, nil, 0, 1},
+		"an error":     {fails, nil, 0, 1},
+		"too large":    {does(new(int), strings.Repeat("x", 1<<20)), nil, 0, 1},
+		"kept":         {does(new(int), "r"), nil, idempotency.StateInterrupted, 1},
+		"may be kept":  {does(new(int), "r"), until(1<<30, errDown), idempotency.StateInterrupted, 2},
+		"may be, full": {does(new(int), "r"), until(1<<30, idempotency.ErrFull), idempotency.StateInterrupted, 2},
 	}
 	for name, tt := range tests {
 		for _, panics := range []any{nil, "boom"} {
@@ -319,7 +320,8 @@ func TestStepAndNoStore(t *testing.T) {
 						}
 					}))
 					sendAnd(t, panics, h, request("k", "b"))
-					time.Sleep(time.Minute) // A Release may come again.
+					time.Sleep(time.Minute)
+					require.Equal(t, tt.times, backend.releases.Load())
 					rec := lookup(t, backend, "k")
 					if tt.state == 0 {
 						require.Nil(t, rec)
