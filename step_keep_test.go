@@ -422,6 +422,21 @@ func TestStepUnderWayAtTheEnd(t *testing.T) {
 	}
 }
 
+// A store that fails is not tried again once the handler has returned.
+func TestStepTriedAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend, begun := newSending(), time.Now()
+		backend.fails = until(1<<30, errDown)
+		runIn(backend, func(ctx context.Context) {
+			idempotency.NoStore(ctx)
+			go idempotency.Step(ctx, "s", func(context.Context) ([]byte, error) { return []byte("r"), nil })
+			time.Sleep(100 * time.Millisecond)
+		})
+		require.Equal(t, 150*time.Millisecond, time.Since(begun), "when the third try would have come")
+		require.Len(t, backend.sent, 2)
+	})
+}
+
 // Renewals go on beside the steps, at their times, and without progress.
 func TestStepsAndRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
