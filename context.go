@@ -49,9 +49,9 @@ func DeriveKey(ctx context.Context, name string) string {
 // time-out upstream, say, before anything was done. The key's fingerprint is
 // forgotten with it: the next request with the key may be another one. If the
 // outcome is unknown, answer without it. In a recovery ([WithRecovery]), and after a
-// [Step] whose result may be kept, the key stays interrupted, and a retry recovers. It takes effect until the
-// handler returns, and may be called from any goroutine. What is written or flushed
-// afterwards is sent at once. Without a key it does nothing.
+// [Step] whose result may be kept, the key stays interrupted, and a retry recovers. It
+// takes effect until the handler returns, and may be called from any goroutine. What is
+// written or flushed afterwards is sent at once. Without a key it does nothing.
 func NoStore(ctx context.Context) {
 	for x := fromContext(ctx); x != nil; x = x.outer {
 		x.rec.noStore.Store(true)

@@ -183,6 +183,31 @@ func TestStepsTogether(t *testing.T) {
 	})
 }
 
+// A Renew that does not end, though its context has, holds up no other step for more than 5 s.
+func TestStepBehindOneThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend, hangs := newSending(), make(chan struct{})
+		backend.fails = func(n int) error {
+			if n == 0 {
+				<-hangs
+			}
+			return nil
+		}
+		interruptIn(t, backend, func(ctx context.Context) {
+			go idempotency.Step(ctx, "a", func(context.Context) ([]byte, error) { return []byte("1"), nil })
+			synctest.Wait()
+			begun := time.Now()
+			_, err := idempotency.Step(ctx, "b", func(context.Context) ([]byte, error) { return []byte("2"), nil })
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, 5*time.Second, time.Since(begun))
+			close(hangs)
+			requireStep(t, ctx, "a", "1", nil)
+			requireStep(t, ctx, "b", "2", nil)
+		})
+		require.Len(t, backend.sent, 2)
+	})
+}
+
 // Names and results together are at most the buffer limit, with those of the runs before.
 func TestStepTooLarge(t *testing.T) {
 	forEachBackend(t, func(t *testing.T, newBackend func(*testing.T) idempotency.Backend) {
@@ -270,13 +295,14 @@ func TestStepAndNoStore(t *testing.T) {
 		step  func(context.Context) ([]byte, error) // nil is none
 		fails func(int) error
 		state idempotency.State
+		times int32 // that the claim is released: again after a Renew that may land later
 	}{
-		"no step":      {nil, nil, 0},
-		"an error":     {fails, nil, 0},
-		"too large":    {does(new(int), strings.Repeat("x", 1<<20)), nil, 0},
-		"kept":         {does(new(int), "r"), nil, idempotency.StateInterrupted},
-		"may be kept":  {does(new(int), "r"), until(1<<30, errDown), idempotency.StateInterrupted},
-		"may be, full": {does(new(int), "r"), until(1<<30, idempotency.ErrFull), idempotency.StateInterrupted},
+		"no step":      {nil, nil, 0, 1},
+		"an error":     {fails, nil, 0, 1},
+		"too large":    {does(new(int), strings.Repeat("x", 1<<20)), nil, 0, 1},
+		"kept":         {does(new(int), "r"), nil, idempotency.StateInterrupted, 1},
+		"may be kept":  {does(new(int), "r"), until(1<<30, errDown), idempotency.StateInterrupted, 2},
+		"may be, full": {does(new(int), "r"), until(1<<30, idempotency.ErrFull), idempotency.StateInterrupted, 2},
 	}
 	for name, tt := range tests {
 		for _, panics := range []any{nil, "boom"} {
@@ -294,7 +320,8 @@ func TestStepAndNoStore(t *testing.T) {
 						}
 					}))
 					sendAnd(t, panics, h, request("k", "b"))
-					time.Sleep(time.Minute) // A Release may come again.
+					time.Sleep(time.Minute)
+					require.Equal(t, tt.times, backend.releases.Load())
 					rec := lookup(t, backend, "k")
 					if tt.state == 0 {
 						require.Nil(t, rec)
@@ -393,6 +420,21 @@ func TestStepUnderWayAtTheEnd(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A store that fails is not tried again once the handler has returned.
+func TestStepTriedAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend, begun := newSending(), time.Now()
+		backend.fails = until(1<<30, errDown)
+		runIn(backend, func(ctx context.Context) {
+			idempotency.NoStore(ctx)
+			go idempotency.Step(ctx, "s", func(context.Context) ([]byte, error) { return []byte("r"), nil })
+			time.Sleep(100 * time.Millisecond)
+		})
+		require.Equal(t, 150*time.Millisecond, time.Since(begun), "when the third try would have come")
+		require.Len(t, backend.sent, 2)
+	})
 }
 
 // Renewals go on beside the steps, at their times, and without progress.

@@ -28,7 +28,7 @@ type Breakage struct {
 
 // Breakages are the broken builds, and one that is not.
 var Breakages = []Breakage{
-	{brokenTwice, "an outstanding key is recovered too", false, func(p *Proof) { p.Payments(24) }, "doubled"},
+	{brokenTwice, "an outstanding key is recovered too", false, func(p *Proof) { p.Crowds(6) }, "doubled"},
 	{brokenAnother, "a key is recovered for another request", false, func(p *Proof) { p.Payments(8) }, "another"},
 	{brokenRepeated, "after a repeated claim the recovery does not run", true, func(p *Proof) { p.Payments(8) }, "doubled"},
 	{brokenTrace, "a crash leaves no trace", false, func(p *Proof) { p.Payments(8) }, "doubled"},
@@ -86,7 +86,7 @@ func (b *broken) Claim(ctx context.Context, key idempotency.Key, claim idempoten
 	}
 	held, claimed, err := b.Backend.Claim(ctx, key, claim, terms)
 	switch {
-	case b.name == brokenTwice && err == nil && !claimed && held.State == idempotency.StateOutstanding:
+	case b.name == brokenTwice && err == nil && !claimed && held.State == idempotency.StateOutstanding && held.Claim.Fingerprint == claim.Fingerprint:
 		return idempotency.Record{Claim: claim, State: idempotency.StateInterrupted, Progress: held.Progress}, true, nil
 	case b.name == brokenRepeated && claimed:
 		// It tells the first time, whose reply is lost.

@@ -28,6 +28,7 @@ type request struct {
 	path, key  string
 	body       string // "" is that of most
 	die, pause string
+	holds      bool // It waits where it pauses, and is not cut off.
 }
 
 // send sends a request once.
@@ -44,6 +45,9 @@ func (p *Proof) send(ctx context.Context, n *node, r request) answer {
 	req.Header.Set("Idempotency-Key", r.key)
 	req.Header.Set(headerDie, r.die)
 	req.Header.Set(headerPause, r.pause)
+	if r.holds {
+		req.Header.Set(headerHold, "true")
+	}
 	resp, err := p.client.Do(req)
 	if err != nil {
 		return answer{err: err}

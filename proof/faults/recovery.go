@@ -34,7 +34,10 @@ var recoveryProofs = []recoveryProof{
 	{"payments, asked for by the recovery", false, 40, func(p *recoverytest.Proof, n int, _ *node) { p.Payments(n) }},
 	{"the same, each claim sent twice", true, 15, func(p *recoverytest.Proof, n int, _ *node) { p.Payments(n) }},
 	{"trips of three steps", false, 40, func(p *recoverytest.Proof, n int, _ *node) { p.Trips(n) }},
-	{"late owners", false, 5, func(p *recoverytest.Proof, n int, _ *node) { p.LateOwners(1 + n/40) }},
+	{"late owners, and crowds", false, 5, func(p *recoverytest.Proof, n int, _ *node) {
+		p.LateOwners(1 + n/40)
+		p.Crowds(6 + n/2)
+	}},
 	{"Redis loses all", false, 5, func(p *recoverytest.Proof, n int, redis *node) { p.Losses(2+n/10, losing(redis)) }},
 }
 

@@ -9,6 +9,11 @@
 //
 //	go test . -v -rounds 40
 //
+// With WithRecovery, and with steps, servers die at every point of a run and of its
+// recovery; package recoverytest has what these proofs share with those on Redis.
+//
+//	go test . -v -rounds 130 -run Recover
+//
 // The checks are shown to work by servers that are broken on purpose.
 //
 // [postgres.NewTransactional]: https://pkg.go.dev/github.com/idempotency-go/idempotency/postgres#NewTransactional

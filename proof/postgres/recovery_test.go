@@ -61,7 +61,10 @@ var recoveryProofs = []struct {
 	{"payments", false, func(p *recoverytest.Proof, n int) { p.Payments(n * 2 / 5) }},
 	{"payments, each claim sent twice", true, func(p *recoverytest.Proof, n int) { p.Payments(n / 5) }},
 	{"trips", false, func(p *recoverytest.Proof, n int) { p.Trips(n * 2 / 5) }},
-	{"late owners", false, func(p *recoverytest.Proof, n int) { p.LateOwners(1 + n/100) }},
+	{"late owners, and crowds", false, func(p *recoverytest.Proof, n int) {
+		p.LateOwners(1 + n/100)
+		p.Crowds(6 + n/10)
+	}},
 }
 
 // TestRecovery kills servers at every point of runs and recoveries, and of three steps:

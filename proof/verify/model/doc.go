@@ -18,6 +18,8 @@
 //   - With recovery a second run knows that it is one, also after a repeated Claim, and
 //     a recovery that dies is recovered in turn. Only a request with the same
 //     fingerprint takes over.
+//   - A step of which somebody was told that its result is kept is not done again by a
+//     request that claims later. It is kept only with the claim of the request that did it.
 //   - An interrupted key is never forgotten: only its own Release deletes it, and that
 //     of a claim that took over does not.
 //   - A retry is told the truth: that the key is outstanding during a lease, and
@@ -62,9 +64,9 @@
 //     of its own.
 //   - After it has released its claim, or sent its last message, a request has ended:
 //     what it then answers has no bearing on the record.
-//   - One key, one scope, no progress, and a store that is never full. All requests
-//     have one fingerprint; with Reused the last one has another. A response is who
-//     made it. WithFailOpen is one of the mutants.
+//   - One key, one scope, a progress of two steps at most, and a store that is never
+//     full. All requests have one fingerprint; with Reused the last one has another. A
+//     response is who made it. WithFailOpen is one of the mutants.
 //   - Requests are alike: the first to be sent is a. With Mixed the last one is of a
 //     process without a mode.
 package model

@@ -12,6 +12,7 @@ type Config struct {
 	Mixed      bool // The last request is of a process with neither of the two.
 	Reused     bool // The last request has another fingerprint.
 	NoStore    bool // Handlers may call NoStore.
+	Steps      int  // 0 to 2, that each handler takes, in a request that may take over
 
 	Resent   bool // A message may arrive more than once.
 	DataLoss bool // The store may lose a record.
@@ -61,7 +62,7 @@ const (
 )
 
 // A message to the store; a set of them is their sum.
-type message uint8
+type message uint16
 
 const (
 	claim message = 1 << iota
@@ -70,9 +71,10 @@ const (
 	complete
 	release
 	releaseTrace // Release with a trace
+	keep         // Renew with the results of step 1; then, of step 2; and of both
 )
 
-var messages = []message{claim, take, renew, complete, release, releaseTrace}
+var messages = []message{claim, take, renew, complete, release, releaseTrace, keepOf(1), keepOf(2), keepOf(3)}
 
 // request is one of the requests.
 type request struct {
@@ -83,6 +85,7 @@ type request struct {
 	freed    bool // Its claim ended: by its lease, or by its Release.
 	late     bool // Its lease ended after it was told of its claim, and before its run.
 	noStore  bool // Its handler called NoStore.
+	steps    steps
 }
 
 // What the store holds.
@@ -107,6 +110,8 @@ type state struct {
 	record    record
 	completed uint8 // the requests whose response took effect, a bit for each
 	takenOver bool  // A claim took the key over, at some time.
+	progress  uint8 // the results that the record has, a bit for each step
+	kept      uint8 // the steps of which somebody was told that they are kept
 	requests  [most]request
 }
 
@@ -135,7 +140,7 @@ func (c Config) next(s state) []step {
 	}
 	if s.record.kind != nothing && c.DataLoss {
 		to := s
-		to.record = record{}
+		to.record, to.progress = record{}, 0
 		steps = append(steps, step{what: "the store loses the record of " + name(s.record.owner), to: to})
 	}
 	return steps
@@ -158,7 +163,7 @@ func (c Config) leaseEnds(s state) state {
 	case c.Mutant != TraceForgotten && (s.record.tookOver || c.trace(int(s.record.owner))):
 		s.record.kind = interrupted
 	default:
-		s.record = record{}
+		s.record, s.progress = record{}, 0
 	}
 	return s
 }

@@ -58,6 +58,36 @@ func TestProtocol(t *testing.T) {
 	}
 }
 
+// TestSteps explores handlers that take steps.
+func TestSteps(t *testing.T) {
+	variants := []struct {
+		name string
+		with func(*model.Config)
+	}{
+		{"nothing else", func(*model.Config) {}},
+		{"NoStore, messages arrive again", func(c *model.Config) { c.NoStore, c.Resent = true, true }},
+		{"the key is reused", func(c *model.Config) { c.Reused = true }},
+		{"renewals in time, NoStore", func(c *model.Config) { c.Timely, c.NoStore = true, true }},
+		{"all is answered", func(c *model.Config) { c.Answered, c.Timely, c.NoCrash, c.NoStore = true, true, true, true }},
+	}
+	for _, variant := range variants {
+		for _, size := range []struct{ requests, steps int }{{1, 2}, {2, 1}, {2, 2}} {
+			c := recovery
+			variant.with(&c)
+			c.Requests, c.Steps = size.requests, size.steps
+			if c.Requests == 2 && c.Steps == 2 && !c.Answered && !c.Reused {
+				continue // There are up to 1.6 million states, in which no rule is broken.
+			}
+			t.Run(fmt.Sprintf("%s, %d requests, %d steps", variant.name, c.Requests, c.Steps), func(t *testing.T) {
+				t.Parallel()
+				result := model.Explore(c)
+				require.Empty(t, result.Broken, told(result))
+				t.Logf("%d states, %d steps", result.States, result.Steps)
+			})
+		}
+	}
+}
+
 // TestDataLoss shows that a store that loses data breaks what every mode promises.
 func TestDataLoss(t *testing.T) {
 	for broken, c := range map[string]model.Config{"at most one run": atMostOnce, "a second run": recovery} {
@@ -80,6 +110,7 @@ func TestMutants(t *testing.T) {
 		owner      = "only the owner completes"
 		truth      = "a retry is told the truth"
 		oneAtATime = "one run at a time"
+		notAgain   = "a step that was kept is not done again"
 	)
 	var (
 		noStore      = func(c *model.Config) { c.NoStore = true }
@@ -90,6 +121,9 @@ func TestMutants(t *testing.T) {
 		timelyResent = func(c *model.Config) { c.Timely, c.Resent = true, true }
 		answered     = func(c *model.Config) { c.Answered, c.NoCrash, c.Timely = true, true, true }
 		unmodified   = func(*model.Config) {}
+		oneStep      = func(c *model.Config) { c.Steps = 1 }
+		twoSteps     = func(c *model.Config) { c.Steps = 2 }
+		stepNoStore  = func(c *model.Config) { c.Steps, c.NoStore = 1, true }
 	)
 	tests := []struct {
 		mutant   model.Mutant
@@ -156,6 +190,13 @@ func TestMutants(t *testing.T) {
 		{model.PanicFrees, 2, recovery, unmodified, recovered},
 		{model.UnstoredFrees, 2, atMostOnce, unmodified, atMost},
 		{model.UnstoredFrees, 2, recovery, unmodified, recovered},
+		{model.KeepsNothing, 2, recovery, oneStep, notAgain},
+		{model.KeepUnfenced, 2, recovery, oneStep, "a step is kept with its own claim"},
+		{model.ShorterReplaces, 2, recovery, twoSteps, notAgain},
+		{model.RenewDropsProgress, 2, recovery, oneStep, notAgain},
+		{model.TakeOverForgetsSteps, 2, recovery, oneStep, notAgain},
+		{model.KeepsOnlyItsOwn, 2, recovery, twoSteps, notAgain},
+		{model.NoStoreForgetsSteps, 2, recovery, stepNoStore, notAgain},
 	}
 	for _, test := range tests {
 		c := test.mode

@@ -31,6 +31,11 @@ const (
 	ReleaseOverResponse      Mutant = "Release deletes a response"
 	ReleaseDeletesTookOver   Mutant = "Release deletes a claim that took over"
 	ReleaseForgets           Mutant = "Release forgets that its claim took over"
+	KeepsNothing             Mutant = "Renew with progress keeps none"
+	KeepUnfenced             Mutant = "Renew leaves its progress with another's claim"
+	ShorterReplaces          Mutant = "Renew replaces a progress by a shorter one"
+	RenewDropsProgress       Mutant = "Renew without progress drops it"
+	TakeOverForgetsSteps     Mutant = "a claim that takes over drops the progress"
 )
 
 // The mutants of the requests.
@@ -44,5 +49,9 @@ const (
 	RenewalStops    Mutant = "a run is no longer renewed"
 	RenewNotAwaited Mutant = "Release does not wait for a renewal"
 	PanicFrees      Mutant = "a panic frees the key"
-	UnstoredFrees   Mutant = "a response that could not be stored frees the key"
+	KeepsOnlyItsOwn Mutant = "a step sends its own result alone"
+
+	NoStoreForgetsSteps Mutant = "NoStore after a step frees the key"
+
+	UnstoredFrees Mutant = "a response that could not be stored frees the key"
 )

@@ -57,6 +57,7 @@ func (c Config) moves(s state, i int) []step {
 	case running:
 		m.add("sends Renew", running, renew)
 		m.add("has a response and sends Complete", completing, complete)
+		c.takesSteps(&m, r)
 		c.endsWithout(&m, r)
 	case completing:
 		m.add("sends Renew", completing, renew)
@@ -78,7 +79,7 @@ func (c Config) moves(s state, i int) []step {
 
 // endsWithout adds how a run ends without a response to store.
 func (c Config) endsWithout(m *moves, r request) {
-	if c.Answered && r.onWay&renew != 0 && c.Mutant != RenewNotAwaited {
+	if c.Answered && (r.onWay&renew != 0 || r.onWay >= keep) && c.Mutant != RenewNotAwaited {
 		return // It waits for its renewal.
 	}
 	if c.trace(m.i) && c.Mutant != PanicFrees {
@@ -86,7 +87,7 @@ func (c Config) endsWithout(m *moves, r request) {
 	} else {
 		m.add("panics, or has nothing to store, and sends Release", ended, release)
 	}
-	if c.trace(m.i) && c.NoStore {
+	if c.trace(m.i) && c.NoStore && (r.steps.has == 0 || c.Mutant == NoStoreForgetsSteps) {
 		m.add("calls NoStore and sends Release", ended, release).noStore = true
 	}
 }
@@ -135,6 +136,7 @@ func (c Config) told(s *state, i int, a answer) (broken string) {
 	switch a {
 	case run, recovery:
 		r.phase, r.recovers = claimed, a == recovery && c.Mutant != RecoversAsFirst
+		r.steps = steps{has: s.progress, told: s.progress, before: s.kept}
 	case isOutstanding:
 		r.phase = refused
 	default:

@@ -33,6 +33,13 @@ func (c Config) arrives(s state, i int, m message) []step {
 				return ""
 			}
 		}
+	case keepOf(1), keepOf(2), keepOf(3):
+		what = fmt.Sprintf("Renew with progress %02b", resultsOf(m))
+		lost := c.keep(&n, i, resultsOf(m))
+		if r := n.requests[i]; r.phase == running && r.steps.unkept() != 0 && resultsOf(m) == c.sends(r.steps) {
+			waits = true
+			told = func(n *state) string { return c.toldKept(n, i, resultsOf(m), lost) }
+		}
 	case complete:
 		what = "Complete"
 		c.complete(&n, i)
@@ -42,6 +49,9 @@ func (c Config) arrives(s state, i int, m message) []step {
 	case releaseTrace:
 		what = "Release with a trace"
 		c.release(&n, i, true)
+	}
+	if n.record.kind == nothing || n.record.kind == completed {
+		n.progress = 0
 	}
 	what = fmt.Sprintf("%s of %s takes effect: the key is %s", what, name(i), n.record)
 	broken := c.broken(s, n, i, m)
@@ -98,6 +108,9 @@ func (c Config) claim(s *state, i int, m message) answer {
 	case free:
 		return s.lease(i, false)
 	case over:
+		if c.Mutant == TakeOverForgetsSteps {
+			s.progress = 0
+		}
 		return s.lease(i, true)
 	case !same:
 		return isReused
@@ -118,6 +131,9 @@ func (c Config) renew(s *state, i int) (lost bool) {
 		s.requests[i].freed = false
 	case c.own(s, i):
 		s.lease(i, r.tookOver && c.Mutant != RenewForgets)
+		if c.Mutant == RenewDropsProgress {
+			s.progress = 0
+		}
 	case r.kind == nothing,
 		r.kind == outstanding && c.Mutant == RenewUnfenced,
 		r.tookOver && r.kind == outstanding && c.Mutant == RenewOverTookOver,

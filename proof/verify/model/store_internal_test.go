@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"math/bits"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,8 @@ func (b real) send(t *testing.T, i int, m message) (told answer, lost bool) {
 		}[held.State], false
 	case renew:
 		err = b.Renew(t.Context(), idempotency.Key{}, claimed, b.terms(i), nil)
+	case keepOf(1), keepOf(3):
+		err = b.Renew(t.Context(), idempotency.Key{}, claimed, b.terms(i), progressOf(resultsOf(m)))
 	case complete:
 		err = b.Complete(t.Context(), idempotency.Key{}, claimed, []byte("response"), expiry)
 	case release:
@@ -71,6 +74,9 @@ func (b real) send(t *testing.T, i int, m message) (told answer, lost bool) {
 	}
 	return none, err != nil
 }
+
+// progressOf is a progress with the results of these steps.
+func progressOf(results uint8) []byte { return []byte("12")[:bits.OnesCount8(results)] }
 
 // make brings the key from free to a record.
 func (b real) make(t *testing.T, r record) {
@@ -145,7 +151,7 @@ func TestStore(t *testing.T) {
 	for _, c := range configs {
 		c.Requests = 3
 		for _, before := range c.records() {
-			for _, m := range []message{claim, renew, complete, release, releaseTrace} {
+			for _, m := range []message{claim, renew, keepOf(1), keepOf(3), complete, release, releaseTrace} {
 				for i := range c.Requests {
 					checked++
 					title := fmt.Sprintf("%s, mixed %t, reused %t: message %d of %s, %s", c.Mode(), c.Mixed, c.Reused, m, name(i), before)
@@ -170,6 +176,11 @@ func (c Config) compare(t *testing.T, before record, i int, m message) {
 		require.Equal(t, answers[c.claim(&want, i, m)], answers[told])
 	case renew:
 		require.Equal(t, c.renew(&want, i), lost)
+	case keepOf(1), keepOf(3):
+		require.Equal(t, c.keep(&want, i, resultsOf(m)), lost)
+		rec, _, _, err := b.Lookup(t.Context(), idempotency.Key{})
+		require.NoError(t, err)
+		require.Equal(t, string(progressOf(want.progress)), string(rec.Progress))
 	case complete:
 		c.complete(&want, i)
 		require.Equal(t, want.record != record{completed, uint8(i), false}, lost)
