@@ -12,7 +12,7 @@ const (
 // Parts of the statements. The time of a statement is statement_timestamp: one for
 // all of it, and taken before it waits for another statement. A statement that had
 // to wait takes a record for live a little too long. It then changes nothing, and is
-// sent again.
+// sent again. The ends that it sets have a time of their own: see fromNow.
 const (
 	// over tells of a row that the key holds nothing: its time is over.
 	over = `r.ends + r.trace * interval '1 microsecond' <= statement_timestamp()`
@@ -32,9 +32,12 @@ const (
 )
 
 // fromNow is the end of a time that begins now. It takes a number of microseconds;
-// NULL is for ever.
+// NULL is for ever. Now is when the row is written, not when the statement was sent:
+// statements that wait for a row get it in any order, and an older one must not set
+// back its end. An upsert has locked the row when it calls this after ON CONFLICT;
+// what excluded has was computed before.
 func fromNow(us string) string {
-	return `coalesce(statement_timestamp() + ` + us + ` * interval '1 microsecond', 'infinity')`
+	return `coalesce(clock_timestamp() + ` + us + ` * interval '1 microsecond', 'infinity')`
 }
 
 // statements are what a backend sends.
@@ -56,7 +59,8 @@ WITH held AS (
 	INSERT INTO TABLE AS r (key, token, fingerprint, state, ends, trace, sweep_from)
 	SELECT $1::bytea, $2::uuid, $3::bytea, 0, ` + fromNow("$4::bigint") + `, $5::bigint, ` + fromNow("($4::bigint + $5::bigint)") + `
 	WHERE NOT EXISTS (SELECT FROM held WHERE NOT claimable)
-	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint, ends = excluded.ends,
+	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint,
+		ends = ` + fromNow("$4::bigint") + `,
 		state = CASE WHEN ` + over + ` THEN 0 WHEN r.token = excluded.token THEN r.state ELSE 1 END,
 		trace = CASE WHEN ` + over + ` OR r.state = 0 AND r.token = excluded.token THEN excluded.trace
 			ELSE greatest(r.trace, excluded.trace) END,
@@ -77,7 +81,8 @@ SELECT true, token, fingerprint, state, CASE WHEN state = 1 THEN progress END, N
 		renew: in(put(`
 	INSERT INTO TABLE AS r (key, token, fingerprint, state, ends, trace, sweep_from, progress)
 	VALUES ($1::bytea, $2::uuid, $3::bytea, 0, ` + fromNow("$4::bigint") + `, $5::bigint, ` + fromNow("($4::bigint + $5::bigint)") + `, $6::bytea)
-	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint, ends = excluded.ends,
+	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint,
+		ends = ` + fromNow("$4::bigint") + `,
 		state = CASE WHEN ` + over + ` THEN 0 ELSE r.state END,
 		trace = ` + keptTrace + `,
 		sweep_from = CASE WHEN ` + over + ` THEN excluded.sweep_from ELSE r.sweep_from END,
@@ -105,7 +110,8 @@ RETURNING r.key, decode(replace(r.token::text, '-', ''), 'hex')`),
 		complete: in(put(`
 	INSERT INTO TABLE AS r (key, token, fingerprint, state, ends, trace, sweep_from, response)
 	VALUES ($1::bytea, $2::uuid, $3::bytea, 2, ` + fromNow("$4::bigint") + `, 0, ` + fromNow("$4::bigint") + `, $5::bytea)
-	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint, ends = excluded.ends,
+	ON CONFLICT (key) DO UPDATE SET token = excluded.token, fingerprint = excluded.fingerprint,
+		ends = ` + fromNow("$4::bigint") + `,
 		state = 2, trace = 0, sweep_from = excluded.sweep_from, progress = NULL, response = excluded.response`)),
 
 		// Release without a trace: key, token. A claim that took over stays.
