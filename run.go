@@ -180,8 +180,12 @@ func (x *run) stored(w http.ResponseWriter, r *http.Request, response []byte) Ev
 	}
 	if x.h.transactor != nil {
 		_ = x.release(new(bounded)) // A retry need not wait for the lease.
-		if !errors.Is(err, ErrNotCommitted) && !errors.Is(err, ErrInterrupted) {
+		switch {
+		case errors.Is(err, ErrNotCommitted):
+		case !errors.Is(err, ErrInterrupted):
 			err = fmt.Errorf("%w: %w", errOutcomeUnknown, err)
+		case x.h.terms.TakeOver:
+			err = fmt.Errorf("%w: %v", errOutcomeUnknown, err) // A retry recovers.
 		}
 		return x.answerInstead(w, r, Failed, err)
 	}

@@ -365,6 +365,16 @@ func TestTransactorIsInterrupted(t *testing.T) {
 	})
 }
 
+// With recovery its client is told to send the request again: that recovers.
+func TestTransactorIsInterruptedAndRecovers(t *testing.T) {
+	l := newLedger(times(1, "complete", fmt.Errorf("the handler has committed: %w", idempotency.ErrInterrupted)))
+	recovery := idempotency.WithRecovery(func(http.Handler) http.Handler { return answers(200, "application/json", `"found"`) })
+	h := idempotency.New(l, quiet, recovery)(&attempt{answer: answers(201, "application/json", `{}`)})
+	detail := requireProblem(t, send(h, request("k", "b")), http.StatusServiceUnavailable, "ErrNotCommitted")
+	require.Contains(t, detail, "Send the same request with the same key again")
+	require.Equal(t, `"found"`, send(h, request("k", "b")).Body.String())
+}
+
 // Begin is told how long the response would be stored, and is not ended by the
 // client.
 func TestTransactorBegins(t *testing.T) {
