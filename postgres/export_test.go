@@ -5,6 +5,8 @@ import "time"
 var (
 	ErrInUse = errInUse
 	ErrEnded = errEnded
+	ErrRaced = errRaced
+	Again    = again
 	MayEnd   = mayEnd
 )
 

@@ -13,6 +13,15 @@
 // Leases, traces and expiries are counted by the database's clock, in whole
 // microseconds, rounded up.
 //
+// # Isolation
+//
+// The default_transaction_isolation of the pool's connections may be any; read committed
+// is best. Under repeatable read and serializable, statements of requests that run at once
+// can conflict, also about different keys. They are repeated, after pauses of up to 50 ms,
+// so that a claim or a completion may take several round trips. Renewals that conflict are
+// repeated in a transaction that is read committed, which takes three more. For a stricter
+// isolation of the handlers' own transactions see [WithTxOptions].
+//
 // # Vacuum
 //
 // A request leaves two dead row versions: the claim, when its response replaces it,

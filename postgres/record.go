@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -102,15 +103,21 @@ func checkExpiry(expiry time.Duration) error {
 // changed it.
 var errRaced = errors.New("postgres: another request was faster")
 
-// again calls f until it meets no other request's statement.
+// leastPause and mostPause bound the time between two tries of a statement.
+const leastPause, mostPause = time.Millisecond, 50 * time.Millisecond
+
+// again calls f until it meets no other request's statement, or ctx ends. Its pauses
+// grow, and are random, so that two that met do not meet again.
 func again(ctx context.Context, f func() error) error {
-	for {
+	for pause := leastPause; ; pause = min(2*pause, mostPause) {
 		err := f()
 		if !errors.Is(err, errRaced) && !isCode(err, serializationFailure, deadlockDetected) {
 			return full(err)
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 	}
 }

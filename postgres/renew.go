@@ -40,6 +40,10 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 // errAlone is a renewal that must be sent alone: its claim is not there, or locked.
 var errAlone = errors.New("postgres: not renewed with others")
 
+// readCommitted is for a batch that has met a serialization failure: the database's
+// default isolation is a stricter one, under which it may conflict with any claim.
+var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+
 // renewBatch renews the claims that are there, by one statement.
 func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []renewal) []error {
 	var keys, tokens [][]byte
@@ -51,8 +55,11 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []rene
 	}
 	type owned struct{ key, token string }
 	renewed := make(map[owned]bool, len(due))
-	err := again(ctx, func() error {
-		rows, err := pool.Query(ctx, b.sql.renewMany, keys, tokens, leases, traces)
+	renew := func(db interface {
+		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	}) error {
+		clear(renewed) // What a try has returned is undone if its COMMIT fails.
+		rows, err := db.Query(ctx, b.sql.renewMany, keys, tokens, leases, traces)
 		if err != nil {
 			return err
 		}
@@ -61,6 +68,15 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []rene
 			renewed[owned{string(key), string(token)}] = true
 			return nil
 		})
+		return err
+	}
+	conflicted := false
+	err := again(ctx, func() error {
+		if conflicted {
+			return pgx.BeginTxFunc(ctx, pool, readCommitted, func(tx pgx.Tx) error { return renew(tx) })
+		}
+		err := renew(pool)
+		conflicted = isCode(err, serializationFailure)
 		return err
 	})
 	errs := make([]error, len(due))

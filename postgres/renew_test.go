@@ -1,7 +1,12 @@
 package postgres_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -75,3 +80,98 @@ func TestRenewalsTogether(t *testing.T) {
 		})
 	}
 }
+
+// Under a strict isolation a batch of renewals may conflict with any claim. It is then
+// repeated, whole, in a transaction that cannot conflict.
+func TestRenewalsOutliveAConflict(t *testing.T) {
+	for name, trigger := range map[string]string{
+		"of the statement": "CREATE TRIGGER conflict BEFORE UPDATE ON %[1]s FOR EACH ROW EXECUTE FUNCTION %[2]s()",
+		"of the COMMIT": "CREATE CONSTRAINT TRIGGER conflict AFTER UPDATE ON %[1]s DEFERRABLE INITIALLY DEFERRED " +
+			"FOR EACH ROW EXECUTE FUNCTION %[2]s()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			const n, gone = 100, 7
+			sent := new(tracer)
+			pool := newPool(t, serializable, func(c *pgxpool.Config) { c.ConnConfig.Tracer = sent })
+			table := tableName(t, pool)
+			b, unseen := postgres.New(pool, postgres.WithTable(table)), postgres.New(newPool(t), postgres.WithTable(table))
+			defer b.Close()
+			require.NoError(t, b.Migrate(t.Context()))
+			function := pgx.Identifier{"conflict_" + table}.Sanitize()
+			_, err := pool.Exec(t.Context(), "CREATE FUNCTION "+function+`() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+				IF current_setting('transaction_isolation') = 'serializable' THEN
+					RAISE EXCEPTION 'it always conflicts' USING ERRCODE = 'serialization_failure';
+				END IF;
+				RETURN NEW;
+			END $$`)
+			require.NoError(t, err)
+			defer func() {
+				_, err := pool.Exec(context.Background(), "DROP FUNCTION "+function+" CASCADE")
+				require.NoError(t, err)
+			}()
+			_, err = pool.Exec(t.Context(), fmt.Sprintf(trigger, pgx.Identifier{table}.Sanitize(), function))
+			require.NoError(t, err)
+			keys, claims := make([]idempotency.Key, n), make([]idempotency.Claim, n)
+			for i := range n {
+				keys[i], claims[i] = claim(t, b, hour)
+			}
+
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			errs := make(chan error, n)
+			asked, released := false, false
+			var releaseErr error
+			alone := make(map[string]bool)
+			sent.each(func(data pgx.TraceQueryStartData) {
+				switch {
+				case strings.HasPrefix(data.SQL, "begin") && asked && !released:
+					released = true // The first try has renewed it, and that is undone.
+					releaseErr = unseen.Release(ctx, keys[gone], claims[gone], 0)
+				case strings.Contains(data.SQL, "SKIP LOCKED"):
+					asked = asked || slices.ContainsFunc(data.Args[0].([][]byte), func(key []byte) bool {
+						return bytes.Equal(key, keys[gone][:])
+					})
+				case strings.Contains(data.SQL, "INSERT"):
+					alone[string(data.Args[0].([]byte))] = true
+				}
+			})
+			for i := range n {
+				go func() { errs <- b.Renew(ctx, keys[i], claims[i], idempotency.Terms{Lease: 3 * time.Hour}, nil) }()
+			}
+			for range n {
+				require.NoError(t, <-errs)
+			}
+			require.NoError(t, releaseErr)
+			for i := range n {
+				state, left := stateOf(t, b, keys[i])
+				require.Equal(t, idempotency.StateOutstanding, state)
+				require.Greater(t, left, 2*time.Hour)
+			}
+			require.Equal(t, map[string]bool{string(keys[gone][:]): true}, alone)
+		})
+	}
+}
+
+// tracer sees the statements that are sent.
+type tracer struct {
+	mu sync.Mutex
+	do func(pgx.TraceQueryStartData)
+}
+
+// each calls do before each further statement.
+func (s *tracer) each(do func(pgx.TraceQueryStartData)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.do = do
+}
+
+func (s *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.do != nil {
+		s.do(data)
+	}
+	return ctx
+}
+
+func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
