@@ -167,7 +167,7 @@ func TestRecoveryOfAnEndedTransaction(t *testing.T) {
 	}, s.recovery(t, &recoveries, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		fmt.Fprintf(w, `{"found":%d}`, s.payments(t))
 	}))
-	require.Equal(t, 409, send(h, "k").Code)
+	require.Equal(t, 503, send(h, "k").Code)
 	require.Equal(t, `{"found":1}`, send(h, "k").Body.String())
 	require.Equal(t, 101, s.sum(t))
 	require.Equal(t, 1, s.runs)

@@ -27,24 +27,28 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 		return err
 	}
 	if progress == nil {
-		err := renewals.due.Do(ctx, renewal{key, claim, terms}, func(ctx context.Context, due []renewal) []error {
-			return b.renewBatch(ctx, renewals.pool, due)
+		err := again(ctx, func() error {
+			return renewals.due.Do(ctx, renewal{key, claim, terms}, func(ctx context.Context, due []renewal) []error {
+				return b.renewBatch(ctx, renewals.pool, due)
+			})
 		})
-		if !errors.Is(err, errAlone) {
+		if !errors.Is(err, errGone) {
 			return err
 		}
 	}
 	return b.put(ctx, renewals.pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
 }
 
-// errAlone is a renewal that must be sent alone: its claim is not there, or locked.
-var errAlone = errors.New("postgres: not renewed with others")
+// errGone is a renewal whose claim is not there. It is sent alone, and may restore that.
+var errGone = errors.New("postgres: the claim is not there")
 
 // readCommitted is for a batch that has met a serialization failure: the database's
 // default isolation is a stricter one, under which it may conflict with any claim.
 var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 
-// renewBatch renews the claims that are there, by one statement.
+// renewBatch renews the claims that are there, by one statement. One that is locked goes with
+// a later batch: if each waited by itself, a database that is slow to commit would be asked for
+// a connection for each claim.
 func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []renewal) []error {
 	var keys, tokens [][]byte
 	var leases []*int64
@@ -54,7 +58,7 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []rene
 		leases, traces = append(leases, microseconds(r.terms.Lease)), append(traces, traceOf(r.terms.Trace))
 	}
 	type owned struct{ key, token string }
-	renewed := make(map[owned]bool, len(due))
+	renewed := make(map[owned]bool, len(due)) // false is one that is locked
 	renew := func(db interface {
 		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	}) error {
@@ -64,8 +68,9 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []rene
 			return err
 		}
 		var key, token []byte
-		_, err = pgx.ForEachRow(rows, []any{&key, &token}, func() error {
-			renewed[owned{string(key), string(token)}] = true
+		var written bool
+		_, err = pgx.ForEachRow(rows, []any{&key, &token, &written}, func() error {
+			renewed[owned{string(key), string(token)}] = written
 			return nil
 		})
 		return err
@@ -81,11 +86,14 @@ func (b *Backend) renewBatch(ctx context.Context, pool *pgxpool.Pool, due []rene
 	})
 	errs := make([]error, len(due))
 	for i, r := range due {
+		written, there := renewed[owned{string(r.key[:]), string(r.claim.Token[:])}]
 		switch {
 		case err != nil:
 			errs[i] = err
-		case !renewed[owned{string(r.key[:]), string(r.claim.Token[:])}]:
-			errs[i] = errAlone
+		case !there:
+			errs[i] = errGone
+		case !written:
+			errs[i] = errRaced
 		}
 	}
 	return errs

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -175,3 +176,41 @@ func (s *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 }
 
 func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// Renewals of claims that are locked, as in a database that is slow to commit, go together
+// again: none waits by itself, with a connection of its own.
+func TestRenewalsOfLockedClaims(t *testing.T) {
+	const n = 60
+	name := "renewals-" + rand.Text()
+	pool := newPool(t, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["application_name"] = name })
+	table := tableName(t, pool)
+	b := postgres.New(pool, postgres.WithTable(table))
+	defer b.Close()
+	require.NoError(t, b.Migrate(t.Context()))
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	keys, claims := make([]idempotency.Key, n), make([]idempotency.Claim, n)
+	for i := range n {
+		keys[i], claims[i] = claim(t, b, hour)
+	}
+	_, err = tx.Exec(t.Context(), "SELECT FROM "+pgx.Identifier{table}.Sanitize()+" FOR UPDATE")
+	require.NoError(t, err)
+	renewed := make(chan error, n)
+	for i := range n {
+		go func() {
+			renewed <- b.Renew(t.Context(), keys[i], claims[i], idempotency.Terms{Lease: 3 * time.Hour}, nil)
+		}()
+	}
+	before := pool.Stat().TotalConns()
+	for range 300 {
+		var conns int32
+		require.NoError(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", name).Scan(&conns))
+		require.Less(t, conns, before+10)
+	}
+	require.Empty(t, renewed)
+	require.NoError(t, tx.Rollback(t.Context()))
+	for range n {
+		require.NoError(t, <-renewed)
+	}
+}

@@ -91,20 +91,28 @@ SELECT true, token, fingerprint, state, CASE WHEN state = 1 THEN progress END, N
 		response = NULL`)),
 
 		// Renew many claims: keys, tokens, leases, traces. It renews those that are there, and
-		// returns their keys and tokens. A row that is locked is left out, so that none
-		// waits for another's transaction, and no two statements for each other.
+		// returns their keys and tokens, and whether they were renewed: a row that is locked is
+		// not, so that none waits for another's transaction, and no two statements for each
+		// other.
 		renewMany: in(`
-WITH due AS (
-	SELECT r.key, asked.lease, asked.trace
+WITH mine AS (
+	SELECT r.key, r.token, asked.lease, asked.trace
 	FROM TABLE AS r JOIN unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[]) AS asked (key, token, lease, trace)
 		ON r.key = asked.key AND r.token = encode(asked.token, 'hex')::uuid
 	WHERE r.state IN (0, 1) AND NOT (` + over + `)
+), due AS (
+	SELECT r.key, mine.lease, mine.trace
+	FROM TABLE AS r JOIN mine ON r.key = mine.key AND r.token = mine.token
+	WHERE r.state IN (0, 1)
 	FOR NO KEY UPDATE OF r SKIP LOCKED
+), renewed AS (
+	UPDATE TABLE AS r SET ends = ` + fromNow("due.lease") + `,
+		trace = CASE WHEN r.state = 1 THEN greatest(r.trace, due.trace) ELSE due.trace END
+	FROM due WHERE r.key = due.key
+	RETURNING r.key
 )
-UPDATE TABLE AS r SET ends = ` + fromNow("due.lease") + `,
-	trace = CASE WHEN r.state = 1 THEN greatest(r.trace, due.trace) ELSE due.trace END
-FROM due WHERE r.key = due.key
-RETURNING r.key, decode(replace(r.token::text, '-', ''), 'hex')`),
+SELECT mine.key, decode(replace(mine.token::text, '-', ''), 'hex'), EXISTS (SELECT FROM renewed WHERE renewed.key = mine.key)
+FROM mine`),
 
 		// Complete: key, token, fingerprint, expiry, response.
 		complete: in(put(`

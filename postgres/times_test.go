@@ -30,7 +30,6 @@ func TestTimesBeginAfterTheWait(t *testing.T) {
 		time time.Duration
 		call func(h held) error
 	}{
-		{"renew", theRow, time.Hour, func(h held) error { return h.b.Renew(h.ctx, h.key, h.own, hour, nil) }},
 		{"renew with progress", theRow, time.Hour, func(h held) error { return h.b.Renew(h.ctx, h.key, h.own, hour, []byte("1")) }},
 		{"renew with others", theTable, time.Hour, func(h held) error { return h.b.Renew(h.ctx, h.key, h.own, hour, nil) }},
 		{"claim again", theRow, time.Hour, func(h held) error { _, _, err := h.b.Claim(h.ctx, h.key, h.own, hour); return err }},
