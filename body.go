@@ -163,7 +163,7 @@ func (b *requestBody) readRest(p []byte) (int, error) {
 	if err == io.EOF && b.handlers.Trailer == nil {
 		b.handlers.Trailer = b.request.Trailer // net/http has read it just now.
 	}
-	// A short body that was read outside is refused before, or has left a form.
+	// A body within the limit that was read outside is refused before, or has left a form.
 	short := b.read > int64(b.limit) && b.read < b.request.ContentLength
 	if err != nil && !b.closed && (err != io.EOF || short) {
 		b.broken.Store(true)

@@ -202,6 +202,47 @@ func TestRestBreaksOffOnAConnection(t *testing.T) {
 	}
 }
 
+// A body over the limit whose beginning was read outside is noticed by a handler that reads it to its end.
+func TestRestOfABodyReadOutside(t *testing.T) {
+	tests := map[string]struct {
+		eaten  int64
+		reads  bool
+		reason idempotency.Reason
+	}{
+		"whole":             {0, true, ""},
+		"in part":           {1, true, idempotency.ReasonRequestBody},
+		"all that is over":  {5, true, idempotency.ReasonRequestBody},
+		"in part, not read": {1, false, ""},
+	}
+	for name, tt := range tests {
+		for _, http2 := range []bool{false, true} {
+			observed := make(chan idempotency.Event, 1)
+			h := idempotency.New(idempotency.NewMemory(), quiet, limit(4),
+				idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { observed <- e }))(
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if tt.reads {
+						_, _ = io.Copy(io.Discard, r.Body)
+					}
+					io.WriteString(w, "{}")
+				}))
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.CopyN(io.Discard, r.Body, tt.eaten)
+				h.ServeHTTP(w, r)
+			}))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			r, err := http.NewRequest(http.MethodPost, server.URL, strings.NewReader("0123456789"))
+			require.NoError(t, err)
+			r.Header.Set("Idempotency-Key", "k")
+			resp, err := server.Client().Do(r)
+			require.NoError(t, err)
+			resp.Body.Close()
+			require.Equal(t, tt.reason, (<-observed).Reason, "%s, HTTP/2: %t", name, http2)
+		}
+	}
+}
+
 // Trailers reach the handler as without the middleware, declared or not, whatever the
 // length of the body.
 func TestRequestTrailers(t *testing.T) {

@@ -17,8 +17,32 @@ import (
 
 // errEaten is a request whose body cannot be compared and would not reach the handler.
 var errEaten = errors.New("idempotency: the request's body was read before it came to the middleware: put what reads it inside, " +
-	"or let it put the whole body back (Request.Body, with ContentLength as long as that is); " +
+	"or let it put the whole body back (Request.Body, with ContentLength as long as that is, and no empty PostForm); " +
 	"a client that has no body must not send an empty one in chunks")
+
+// wasEaten reports whether middleware outside has read of a body of which it has parsed no
+// form, as far as that can be known. length is what is left of it, up to the limit, which may cut it.
+func wasEaten(r *http.Request, length int, cut bool) bool {
+	switch declared := r.ContentLength; {
+	case !cut && declared >= 0:
+		return int64(length) < declared
+	case !cut && length == 0:
+		return true
+	}
+	return parsedInPart(r)
+}
+
+// parsedInPart reports whether a body that is not at its end, and of which there is no value,
+// was parsed as an urlencoded form. net/http gives up after 10 MiB, and leaves an empty form;
+// so it does if it does not read the body at all, which is of another type or method.
+func parsedInPart(r *http.Request) bool {
+	if r.PostForm == nil {
+		return false // Nobody has tried.
+	}
+	contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return contentType == "application/x-www-form-urlencoded" &&
+		(r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch)
+}
 
 // parsedForm returns what tells a form from another that middleware outside has parsed
 // of the body: its values as [url.Values.Encode] has them, and a line for each file,

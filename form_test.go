@@ -282,6 +282,22 @@ func TestEatenBody(t *testing.T) {
 	_, err = reader.NextPart()
 	require.NoError(t, err)
 	own := idempotency.WithFingerprint(func(r *http.Request, body []byte) []byte { return body })
+	parsed := func(r *http.Request) *http.Request { _ = r.ParseForm(); return r } // as middleware that ignores its error
+	typed := func(contentType string, r *http.Request) *http.Request {
+		r.Header.Set("Content-Type", contentType)
+		return r
+	}
+	putBack := func(r *http.Request, body string) *http.Request {
+		r.Body = io.NopCloser(strings.NewReader(body))
+		return r
+	}
+	long := "amount=10&pad=" + strings.Repeat("x", 11<<20) // ParseForm reads 10 MiB of it, and leaves an empty form.
+	longForm := func() *http.Request { return formRequest("k", long) }
+	forgotten := putBack(parsed(longForm()), long)
+	forgotten.PostForm = nil
+	deleted := formRequest("k", "a=1")
+	deleted.Method = http.MethodDelete // ParseForm leaves its body alone.
+	ofDelete := idempotency.WithMethods(http.MethodDelete)
 	tests := map[string]struct {
 		r     *http.Request
 		opts  []idempotency.Option
@@ -304,6 +320,24 @@ func TestEatenBody(t *testing.T) {
 		"read by parts":                    {halfMultipart, nil, true},
 		"all eaten, not compared":          {eat(request("k", "body"), 4), with(idempotency.WithFingerprint(nil)), false},
 		"eaten, though the store would do": {eat(request("k", "body"), 4), with(idempotency.WithFailOpen()), true},
+
+		"a long form, in part":                 {parsed(longForm()), nil, true},
+		"a long form, in part, none declared":  {parsed(chunked(longForm())), nil, true},
+		"a long form, nothing held":            {parsed(longForm()), with(limit(0)), true},
+		"a long form, the rest held":           {parsed(chunked(longForm())), with(limit(2 << 20)), true},
+		"a long form, own fingerprint":         {parsed(longForm()), with(own), true},
+		"a long form, of a type in full":       {parsed(typed("Application/X-WWW-Form-Urlencoded; charset=utf-8", longForm())), nil, true},
+		"a long form, of a type half readable": {parsed(typed("application/x-www-form-urlencoded; charset", longForm())), nil, true},
+		"a long form, not compared":            {parsed(longForm()), with(idempotency.WithFingerprint(nil)), false},
+		"a long form, not parsed":              {longForm(), nil, false},
+		"a long form, put back and forgotten":  {forgotten, nil, false},
+		"a form, put back":                     {putBack(parsed(formRequest("k", "a=1")), "a=1"), nil, false},
+		"a form over the limit, put back":      {putBack(parsed(formRequest("k", "a=1")), "a=1"), with(limit(2)), false},
+		"a form of no values, put back":        {putBack(parsed(formRequest("k", "&")), "&"), nil, false},
+		"another type, parsed":                 {parsed(typed("application/json", request("k", "body"))), with(limit(2)), false},
+		"no type, parsed":                      {parsed(chunked(request("k", "body"))), nil, false},
+		"a multipart form, its query parsed":   {parsed(multipartRequest("k", "x", multipartBody("x", "10", "file"))), with(limit(2)), false},
+		"a form of another method, parsed":     {parsed(chunked(deleted)), with(ofDelete), false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -328,6 +362,59 @@ func TestEatenBody(t *testing.T) {
 			require.Error(t, e.Err)
 		})
 	}
+}
+
+// The beginning of a long form counts: who parses it in part is refused, and nobody gets another form's replay.
+func TestLongFormParsedOutside(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		p := &payments{}
+		h := idempotency.New(idempotency.NewMemory(), quiet)(p)
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.FormValue("_method") // as gorilla's HTTPMethodOverrideHandler does
+			h.ServeHTTP(w, r)
+		}))
+		server.EnableHTTP2 = http2
+		server.StartTLS()
+		defer server.Close()
+		for _, amount := range []string{"10", "99"} {
+			for _, declared := range []bool{true, false} {
+				var body io.Reader = strings.NewReader("amount=" + amount + "&pad=" + strings.Repeat("x", 11<<20))
+				if !declared {
+					body = io.MultiReader(body)
+				}
+				r, err := http.NewRequest(http.MethodPost, server.URL, body)
+				require.NoError(t, err)
+				r.Header.Set("Idempotency-Key", "k")
+				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+				resp, err := server.Client().Do(r)
+				require.NoError(t, err)
+				resp.Body.Close()
+				require.Equal(t, http.StatusInternalServerError, resp.StatusCode, "%s, declared: %t", resp.Proto, declared)
+			}
+		}
+		require.Zero(t, p.runs.Load())
+	}
+}
+
+// What a scope, a fingerprint or the handler itself parses of a long form was not read outside.
+func TestLongFormParsedInside(t *testing.T) {
+	parse := func(r *http.Request) string { return r.FormValue("a") }
+	opts := []idempotency.Option{
+		idempotency.WithScope(parse),
+		idempotency.WithFingerprint(func(r *http.Request, body []byte) []byte { parse(r); return body }),
+		quiet,
+	}
+	backend, p := idempotency.NewMemory(), &payments{}
+	inner := idempotency.New(backend, opts...)(p)
+	h := idempotency.New(backend, opts...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		parse(r)
+		inner.ServeHTTP(w, r) // It steps aside.
+	}))
+	form := func(a string) *http.Request { return formRequest("k", "a="+a+"&pad="+strings.Repeat("x", 11<<20)) }
+	require.Equal(t, http.StatusCreated, send(h, form("1")).Code)
+	require.Equal(t, "true", send(h, form("1")).Header().Get("Idempotent-Replayed"))
+	requireProblem(t, send(h, form("2")), http.StatusUnprocessableEntity, "ErrKeyReused")
+	require.EqualValues(t, 1, p.runs.Load())
 }
 
 // A server tells no body from one that was eaten.

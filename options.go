@@ -98,10 +98,17 @@ func WithScope(f func(*http.Request) string) Option {
 //
 // A form that middleware outside has parsed counts by its names and values, and by the
 // names, types and bytes of its files; f gets those as body, with the values as
-// [net/url.Values.Encode] has them. A body that was read outside and not put back cannot
-// be compared, and is refused with 500: one that is shorter than its Content-Length, or
-// that is empty though no length is declared. That refuses an empty body in chunks too:
-// a client that has no body must not send one.
+// [net/url.Values.Encode] has them.
+//
+// Other middleware outside that reads a body must put it back whole, before this one. A
+// body that was not put back is refused with 500 if that can be noticed: it is shorter than
+// its Content-Length and within the limit; it is empty and no length is declared; or it is
+// an urlencoded form of which net/http's parser has read 10 MiB and given up, and
+// r.PostForm is empty and not nil. That refuses an empty body in chunks too: a client that
+// has no body must not send one. If a part was read of another body in chunks, the rest is
+// compared as if it were the whole. So it is with one over the limit; if the handler reads
+// that to its end and it is shorter than its Content-Length, the response is not stored.
+// With a nil f nothing is refused.
 func WithFingerprint(f func(r *http.Request, body []byte) []byte) Option {
 	return func(c *config) {
 		c.fingerprintFunc, c.fingerprintOff = f, f == nil
