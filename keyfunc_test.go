@@ -59,7 +59,7 @@ func TestKeyFunc(t *testing.T) {
 	const body = `{"idempotency_key":"k","amount":1}`
 	require.Equal(t, told("k", body), post(body).Body.String())
 	requireReplayed(t, post(body), told("k", body))
-	event, n := es.last(t)
+	event, _ := es.last(t)
 	require.Equal(t, "k", event.Key)
 	require.Equal(t, idempotency.NewKey("", "k"), event.StorageKey)
 	requireProblem(t, post(`{"idempotency_key":"k","amount":2}`), 422, "ErrKeyReused")
@@ -67,7 +67,7 @@ func TestKeyFunc(t *testing.T) {
 	const quoted = `{"idempotency_key":"\"k\""}`
 	require.Equal(t, told(`"k"`, quoted), post(quoted).Body.String(), "it is not unquoted")
 
-	_, n = es.last(t)
+	_, n := es.last(t)
 	for range 2 {
 		require.Equal(t, told("", `{"amount":1}`), post(`{"amount":1}`).Body.String(), "it has no key")
 	}
