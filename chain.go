@@ -33,12 +33,13 @@ func (x *exchange) setStorageKey() *run {
 }
 
 // errNested is a set-up whose inner instance promises what the outer one does not.
-var errNested = errors.New("idempotency: two instances in one chain serve the same key, and the inner one has another mode, or a Transactor that the outer one has not: give both the same")
+var errNested = errors.New("idempotency: two instances in one chain serve the same key, and the inner one has another mode, or encryption or a Transactor that the outer one has not: give both the same")
 
 // agrees returns an error if h, inside of outer, cannot step aside for it.
 func (h *handler) agrees(outer *handler) error {
 	otherMode := h.atMostOnce != outer.atMostOnce || h.terms.TakeOver != outer.terms.TakeOver
-	if otherMode || h.transactor != nil && !same(h.transactor, outer.transactor) {
+	unsealed := h.secrets != nil && outer.secrets == nil
+	if otherMode || unsealed || h.transactor != nil && !same(h.transactor, outer.transactor) {
 		return errNested
 	}
 	return nil

@@ -135,7 +135,7 @@ func TestNestedInstancesDisagree(t *testing.T) {
 	memory, another := idempotency.NewMemory(), idempotency.NewMemory()
 	once := with(idempotency.WithAtMostOnce())
 	recovery := with(idempotency.WithRecovery(func(next http.Handler) http.Handler { return next }))
-	xKey := idempotency.WithHeader("X-Key")
+	xKey, sealing := idempotency.WithHeader("X-Key"), with(idempotency.WithEncryption(newSecret))
 	tests := map[string]struct {
 		outer, inner         idempotency.Backend
 		outerOpts, innerOpts []idempotency.Option
@@ -156,6 +156,9 @@ func TestNestedInstancesDisagree(t *testing.T) {
 		"recovery inside at most once":        {memory, memory, once, recovery, 500, 0},
 		"at most once inside recovery":        {memory, memory, recovery, once, 500, 0},
 		"recovery inside, another header":     {memory, memory, nil, append(recovery, xKey), 201, 1},
+		"encryption inside":                   {memory, memory, nil, sealing, 500, 0},
+		"encryption outside":                  {memory, memory, sealing, nil, 201, 1},
+		"encryption, both":                    {memory, memory, sealing, sealing, 201, 1},
 		"a Transactor inside":                 {memory, l, nil, nil, 500, 0},
 		"two Transactors":                     {other, l, nil, nil, 500, 0},
 		"a wrapped Transactor inside":         {l, unwrappedTransactor{unwrapped{plain{l}}}, nil, nil, 500, 0},

@@ -78,22 +78,28 @@ func WithHeaderFilter(f func(name string) bool) Option {
 // WithEncryption seals what is stored of a response, and of the results of [Step], with
 // AES-256-GCM: who reads the store reads no answer, unless they know the secret and the
 // client's key, or guess that; who writes to it can make no answer up, nor move one to
-// another key or claim. An old progress that is put back is not noticed. State, times, the
-// fingerprint and lengths stay visible.
+// another key or claim. An old progress that is put back is not noticed. State, times,
+// tokens, the fingerprint and lengths stay visible.
 //
 // The first secret seals; each of older opens too. A secret has at least 16 bytes, which must
 // be random, such as 32 of crypto/rand. To roll it, deploy the new one as an older one
-// everywhere, then as the first with the old one after it; drop the old one after
-// [WithExpiry]. An empty older secret lets records be read that are not sealed, for the
-// time of a cut-over. A record that no secret opens is [ErrUnreadable]: 503. The default is
-// not to seal.
+// everywhere, then as the first with the old one after it; drop the old one once no record
+// is left that it sealed: after the longest that a response is stored ([WithExpiry],
+// [SetExpiry]), and with [WithRecovery] after the last interrupted key of that time was
+// recovered. An empty older secret lets records be read that are not sealed, for the time of
+// a cut-over. A record that no secret opens is [ErrUnreadable]: 503. The secrets are copied.
+// The default is not to seal.
 func WithEncryption(secret []byte, older ...[]byte) Option {
+	secrets := [][]byte{bytes.Clone(secret)}
+	for _, old := range older {
+		secrets = append(secrets, bytes.Clone(old))
+	}
 	return func(c *config) {
 		must(len(secret) >= leastSecret, "WithEncryption", "secret under 16 bytes")
-		c.secrets = [][]byte{bytes.Clone(secret)}
 		for _, old := range older {
 			must(len(old) == 0 || len(old) >= leastSecret, "WithEncryption", "older secret under 16 bytes")
-			c.secrets = append(c.secrets, bytes.Clone(old))
 		}
+		origin{}.seal(secrets[0], sealedResponse, nil) // It panics now if the machine's rules forbid what it needs.
+		c.secrets = secrets
 	}
 }

@@ -66,6 +66,19 @@ func TestEncryption(t *testing.T) {
 	})
 }
 
+// The secrets are those of the call, whatever its caller does with the bytes afterwards.
+func TestEncryptionCopiesItsSecrets(t *testing.T) {
+	first, older := bytes.Clone(newSecret), bytes.Clone(oldSecret)
+	option := idempotency.WithEncryption(first, older)
+	clear(first)
+	clear(older)
+	for _, secret := range [][]byte{newSecret, oldSecret} {
+		b := idempotency.NewMemory()
+		send(idempotency.New(b, tenant, idempotency.WithEncryption(secret))(&payments{}), request("k", "b"))
+		requireReplayed(t, send(idempotency.New(b, tenant, option)(&payments{}), request("k", "b")), `{"payment":1}`)
+	}
+}
+
 // Two seals of one answer have nothing in common but their first byte and their length.
 func TestEncryptionIsRandom(t *testing.T) {
 	var sealed [2][]byte

@@ -46,6 +46,9 @@ func TestShowSealed(t *testing.T) {
 		require.Contains(t, got.stdout, "unreadable")
 		require.NotContains(t, got.stdout, "payment")
 	}
-	args := append(append([]string{"show"}, s.flags...), "sealed")
+	storageKey := idempotency.NewKey("tenant-1", "sealed").String()
+	args := append(append([]string{"show"}, s.flags...), "-storage-key", storageKey)
+	execute(t, "", []string{secretsVariable + "=" + base64.StdEncoding.EncodeToString(secret)}, args...).requireFailed(t, 1, "give that and -scope")
+	args = append(append([]string{"show"}, s.flags...), "sealed")
 	execute(t, "", []string{secretsVariable + "=%hunter2"}, args...).requireFailed(t, 2, "is not base64")
 }

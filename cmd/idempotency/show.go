@@ -48,7 +48,9 @@ func (c *command) lookup(s store) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
-	if f.rec.State == idempotency.StateCompleted {
+	if f.rec.State == idempotency.StateCompleted && c.byStorageKey && len(c.secrets) > 0 {
+		f.err = errors.New("a sealed response is opened with the client's key: give that and -scope in place of -storage-key")
+	} else if f.rec.State == idempotency.StateCompleted {
 		f.response, f.err = f.rec.Open(c.scope, c.flags.Arg(0), c.secrets...)
 	}
 	return f, nil
