@@ -55,6 +55,7 @@ func TestLogLines(t *testing.T) {
 					return claim(ctx, key, c, terms)
 				}
 				send(idempotency.New(backend, jsonLog(&log))(tt.handler), request("my-secret-key", "my-secret-body"))
+				synctest.Wait() // A renewal logs in its own goroutine.
 				var line map[string]any
 				require.NoError(t, json.NewDecoder(bytes.NewReader(log.Bytes())).Decode(&line))
 				delete(line, "time")
