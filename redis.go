@@ -58,9 +58,9 @@ func WithPrefix(p string) RedisOption {
 // decide how long a request waits for a Redis that does not answer. The
 // middleware gives each call a context that ends after 5 s, which go-redis heeds
 // between its tries, and with ContextTimeoutEnabled also while it reads. If the
-// client gets no answer to Complete, that uses the connections of renewals, at the
-// latest after 2.5 s if the client is a *redis.Client. NewRedis sends nothing. It
-// panics if client is nil.
+// client gets no answer to Complete, or none within 2.5 s, that is tried over
+// connections like those of renewals too. NewRedis sends nothing. It panics if client
+// is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
 // *redis.Client or a *redis.ClusterClient: they have connections of their own, with
@@ -207,6 +207,9 @@ func (b *Redis) update(ctx context.Context, client redis.UniversalClient, s scri
 func updated(reply any, err error, claim Claim) error {
 	if err != nil {
 		return fmt.Errorf("idempotency: redis: %w", err)
+	}
+	if reply == nil { // No script returns that.
+		return fmt.Errorf("idempotency: redis: %w", errNoReply)
 	}
 	raw, held := reply.(string)
 	if !held {

@@ -19,12 +19,13 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 		ms = milliseconds(expiry)
 	}
 	defer runtime.KeepAlive(b) // As in Renew.
-	defer runtime.KeepAlive(b) // As in Renew.
 	complete := func(ctx context.Context, client redis.UniversalClient) error {
 		return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
 	}
+	bound, stop := context.WithTimeout(ctx, callTime)
+	defer stop()
 	rescued := make(chan error, 1)
-	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeByRenewals(ctx, complete) })
+	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeElsewhere(bound, complete) })
 	err := complete(ctx, b.client)
 	started := !rescue.Stop()
 	switch {
@@ -33,16 +34,17 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	case started:
 		return <-rescued
 	}
-	return b.completeByRenewals(ctx, complete)
+	return b.completeElsewhere(bound, complete)
 }
 
-// completeByRenewals completes a claim over the connections for renewals: the client's are
-// silent, or it says still that Redis refuses them. One that hangs too is tried again.
-func (b *Redis) completeByRenewals(ctx context.Context, complete func(context.Context, redis.UniversalClient) error) error {
-	client := b.renewalsOf(time.Duration(b.lease.Load())).client
+// completeElsewhere completes a claim over connections that are like those of renewals, and
+// do not hold those up: the client's are silent, or it says still that Redis refuses them. A
+// try that hangs is followed by another.
+func (b *Redis) completeElsewhere(ctx context.Context, complete func(context.Context, redis.UniversalClient) error) error {
+	client := b.renewalsOf(ofCompletes).client
 	for {
-		try, stop := context.WithTimeout(ctx, renewalTry)
 		tried := time.Now()
+		try, stop := context.WithTimeout(ctx, renewalTry)
 		err := complete(try, client)
 		stop()
 		if !isOfConnection(err) || ctx.Err() != nil || time.Since(tried) < renewalTry {

@@ -21,8 +21,10 @@ const (
 	// renewalConns is how many connections there may be to a server for the renewals of one
 	// lease: one, and those that hang.
 	renewalConns = 256
-	// While the client does not answer Complete, which has callTime, the connections for
-	// renewals are tried after hurry, each time for renewalTry.
+	// ofCompletes stands for a lease where there is none: of the connections that are like
+	// those of renewals, and tried if the client does not answer Complete. They are tried
+	// after hurry, each time for renewalTry.
+	ofCompletes       = 0
 	hurry, renewalTry = callTime / 2, 500 * time.Millisecond
 	// mostIdle is how long a connection is kept at most that is not used.
 	mostIdle = 3 * time.Second
@@ -60,7 +62,7 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 		switch {
 		case err == nil || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrUnreadable):
 			return err
-		case err == context.Cause(ctx):
+		case ctx.Err() != nil:
 			return fmt.Errorf("idempotency: redis: %w", err)
 		case isOfConnection(err):
 			renewals.learn(ctx)
@@ -74,6 +76,9 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	}
 	return b.update(ctx, renewals.client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 }
+
+// errNoReply is a command of which nothing is known.
+var errNoReply = errors.New("no reply")
 
 // serverOf returns the server of a name, or nil if that is not known: those of a Cluster
 // have queues of their own, so that none that hangs holds up the renewals of another.
@@ -112,10 +117,13 @@ func (b *Redis) renewBatch(ctx context.Context, server *redis.Client, due []redi
 	for i, r := range due {
 		commands[i] = pipe.Do(ctx, renewScript.byHash(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
 	}
-	_, _ = pipe.Exec(ctx) // The errors are the commands'.
+	_, notSent := pipe.Exec(ctx)
 	errs := make([]error, len(due))
 	for i, r := range due {
 		reply, err := commands[i].Result()
+		if err == nil && reply == nil {
+			err = notSent // The connection could not be set up.
+		}
 		errs[i] = updated(reply, explained(err), r.claim)
 	}
 	return errs
@@ -152,7 +160,10 @@ func setForRenewals(o *redis.Options, lease time.Duration) {
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
-	o.ConnMaxIdleTime = min(lease/10, mostIdle)
+	o.ConnMaxIdleTime = mostIdle
+	if lease != ofCompletes {
+		o.ConnMaxIdleTime = min(lease/10, mostIdle)
+	}
 	o.DialTimeout = min(o.DialTimeout, batch.Time(lease))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)
@@ -260,5 +271,6 @@ func (b *Redis) meetCluster(lease time.Duration) {
 	}
 	if _, cluster := b.client.(*redis.ClusterClient); cluster {
 		b.renewalsOf(lease)
+		b.renewalsOf(ofCompletes)
 	}
 }

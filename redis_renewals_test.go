@@ -263,6 +263,23 @@ func TestRedisCompleteAfterManyRefusals(t *testing.T) {
 	require.ErrorIs(t, b.Complete(t.Context(), keyOf("k"), claimOf("another"), []byte("response"), time.Hour), idempotency.ErrClaimLost)
 }
 
+// A renewal that was not sent is none: go-redis tells no command of a pipeline why its
+// connection could not be set up, if Redis itself said so.
+func TestRedisRenewalThatIsNotSent(t *testing.T) {
+	server := miniredis.RunT(t)
+	server.RequireAuth("old")
+	password := "old"
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), CredentialsProvider: func() (string, string) { return "", password }})
+	defer client.Close()
+	b := idempotency.NewRedis(client)
+	mustClaim(t, b, keyOf("k"), claimOf("mine"), lease(time.Hour))
+	server.RequireAuth("new")
+	require.ErrorContains(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), lease(2*time.Hour), nil), "WRONGPASS")
+	require.LessOrEqual(t, server.TTL("idempotency:"+keyOf("k").String()), time.Hour)
+	password = "new"
+	require.NoError(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), lease(2*time.Hour), nil))
+}
+
 // The client's hooks see all but the renewals.
 func TestRedisHooks(t *testing.T) {
 	client := miniRedis(t)

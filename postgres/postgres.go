@@ -51,7 +51,7 @@ import (
 // Renewals have a connection of their own, which is made like those of the pool when a
 // claim is first renewed: a pool whose connections are all in use costs no claim. Those
 // that come at once share a statement. While some hang there are more connections, at most
-// 256. See [Backend.Close].
+// 256 for each lease that claims have. See [Backend.Close].
 //
 // A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
 // stored response is still replayed.
@@ -144,7 +144,8 @@ func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
 // Close closes the connections that renewals have, and waits for the renewals that
 // are under way. Call it when the server has shut down, before or after the pool is
 // closed, which stays its caller's. A process that ends need not call it. A claim
-// that is renewed afterwards makes new connections.
+// that is renewed afterwards makes new connections; a renewal that comes just then may
+// fail, and is tried again.
 func (b *Backend) Close() {
 	for _, renewals := range b.renewals.Take() {
 		renewals.pool.Close()
