@@ -26,9 +26,20 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 	if err != nil {
 		return err
 	}
+	for {
+		err := b.tryRenew(ctx, renewals, renewal{key, claim, terms}, progress)
+		// The time of a batch, or of a new connection, may be over before that of the call.
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// tryRenew renews a claim with others, or alone if it has progress or is not there.
+func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, progress []byte) error {
 	if progress == nil {
 		err := again(ctx, func() error {
-			return renewals.due.Do(ctx, renewal{key, claim, terms}, func(ctx context.Context, due []renewal) []error {
+			return renewals.due.Do(ctx, r, func(ctx context.Context, due []renewal) []error {
 				return b.renewBatch(ctx, renewals.pool, due)
 			})
 		})
@@ -36,7 +47,7 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 			return err
 		}
 	}
-	return b.put(ctx, renewals.pool, b.sql.renew, key, claim, microseconds(terms.Lease), traceOf(terms.Trace), progress)
+	return b.put(ctx, renewals.pool, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)
 }
 
 // errGone is a renewal whose claim is not there. It is sent alone, and may restore that.

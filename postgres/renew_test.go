@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -212,5 +214,31 @@ func TestRenewalsOfLockedClaims(t *testing.T) {
 	require.NoError(t, tx.Rollback(t.Context()))
 	for range n {
 		require.NoError(t, <-renewed)
+	}
+}
+
+// A renewal outlives the time of a connection: the next may be made in time.
+func TestRenewalOutlivesAConnection(t *testing.T) {
+	var hangs atomic.Bool
+	pool := newPool(t, func(c *pgxpool.Config) {
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if hangs.CompareAndSwap(true, false) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return dial(ctx, network, addr)
+		}
+	})
+	b := postgres.New(pool, postgres.WithTable(tableName(t, pool)))
+	defer b.Close()
+	require.NoError(t, b.Migrate(t.Context()))
+	for _, progress := range [][]byte{nil, []byte("1")} {
+		key, own := claim(t, b, hour)
+		hangs.Store(true)
+		short := idempotency.Terms{Lease: 100 * time.Millisecond, Trace: time.Hour}
+		require.NoError(t, b.Renew(t.Context(), key, own, short, progress))
+		require.False(t, hangs.Load())
+		b.Close()
 	}
 }
