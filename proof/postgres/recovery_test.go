@@ -63,7 +63,7 @@ var recoveryProofs = []struct {
 	{"trips", false, func(p *recoverytest.Proof, n int) { p.Trips(n * 2 / 5) }},
 	{"late owners, and crowds", false, func(p *recoverytest.Proof, n int) {
 		p.LateOwners(1 + n/100)
-		p.Crowds(6 + n/10)
+		p.Crowds(2 + n/10)
 	}},
 }
 
