@@ -22,10 +22,8 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	complete := func(ctx context.Context, client redis.UniversalClient) error {
 		return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
 	}
-	bound, stop := context.WithTimeout(ctx, callTime)
-	defer stop()
 	rescued := make(chan error, 1)
-	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeElsewhere(bound, complete) })
+	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeElsewhere(ctx, complete) })
 	err := complete(ctx, b.client)
 	started := !rescue.Stop()
 	switch {
@@ -34,19 +32,21 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	case started:
 		return <-rescued
 	}
-	return b.completeElsewhere(bound, complete)
+	return b.completeElsewhere(ctx, complete)
 }
 
 // completeElsewhere completes a claim over connections that are like those of renewals, and
 // do not hold those up: the client's are silent, or it says still that Redis refuses them. A
-// try that hangs is followed by another.
+// try that hangs is followed by another, for callTime.
 func (b *Redis) completeElsewhere(ctx context.Context, complete func(context.Context, redis.UniversalClient) error) error {
+	ctx, stop := context.WithTimeout(ctx, callTime)
+	defer stop()
 	client := b.renewalsOf(ofCompletes).client
 	for {
 		tried := time.Now()
-		try, stop := context.WithTimeout(ctx, renewalTry)
+		try, end := context.WithTimeout(ctx, renewalTry)
 		err := complete(try, client)
-		stop()
+		end()
 		if !isOfConnection(err) || ctx.Err() != nil || time.Since(tried) < renewalTry {
 			return err
 		}
