@@ -179,6 +179,7 @@ func TestCutForLong(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, requireServers(t), "")
+			w.config.Lease = steadyLease
 			l := w.lane()
 			const forLong = time.Hour
 			l.proxy.arm(&cut{frontend: true, n: 1, label: "Q commit", how: how, down: forLong})

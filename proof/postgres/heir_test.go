@@ -19,7 +19,7 @@ func TestOvertaken(t *testing.T) {
 }
 
 func (w *world) proveOvertaken() {
-	w.config.Lease = 2 * time.Second
+	w.config.Lease = steadyLease
 	const other = `{"amount":100,"currency":"EUR"}`
 	for _, step := range []string{"written", "returned"} {
 		late, heir := w.node(nil), w.node(nil)
@@ -66,6 +66,7 @@ func TestFoundNone(t *testing.T) {
 }
 
 func (w *world) proveFoundNone() {
+	w.config.Lease = steadyLease
 	l, heir := w.lane(), w.node(nil)
 	l.proxy.arm(&cut{frontend: true, n: 1, label: "Q commit", how: cutLost, down: time.Hour})
 	answered := make(chan answer)

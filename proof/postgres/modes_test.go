@@ -66,6 +66,7 @@ func TestLateComplete(t *testing.T) {
 }
 
 func (w *world) proveLate(steps []string) {
+	w.config.Lease = steadyLease
 	for _, step := range steps {
 		late, heir := w.node(nil), w.node(nil)
 		key := "late-" + step
@@ -108,6 +109,7 @@ func TestRepeatedClaim(t *testing.T) {
 // proveRepeatedLate stops a process between a claim and its repetition, for longer
 // than its lease. The repetition finds what became of the key meanwhile.
 func (w *world) proveRepeatedLate() {
+	w.config.Lease = steadyLease
 	late, heir := w.node(nil), w.node(nil)
 	answered := make(chan answer)
 	go func() { answered <- w.send(context.Background(), late, "repeated", headers{headerPause: "repeated"}) }()

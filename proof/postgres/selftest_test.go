@@ -25,7 +25,7 @@ func TestFindsBrokenBuilds(t *testing.T) {
 	lost := func(w *world) { w.proveLost([]string{"written", "returned"}) }
 	held := func(kinds ...string) func(*world) {
 		return func(w *world) {
-			w.config.Lease = 2 * time.Second
+			w.config.Lease = steadyLease
 			w.proveHeld(kinds, 9)
 		}
 	}
@@ -47,7 +47,7 @@ func TestFindsBrokenBuilds(t *testing.T) {
 		{brokenFoundNone, "a cut, and an heir", (*world).proveFoundNone, "answer"},
 		{brokenFence, "pauses", lost, "doubled"},
 		{brokenClaimFence, "an heir that has not yet answered", (*world).proveOvertaken, "overtaken"},
-		{brokenLeaves, "clients that leave", func(w *world) { w.proveLeft([]string{"claim-sent"}, 12) }, "stuck"},
+		{brokenLeaves, "clients that leave", func(w *world) { w.proveLeft([]string{"claim-sent"}, 4) }, "stuck"},
 		{brokenSeldom, "pauses within a lease", held(faultPaused), "again"},
 		{brokenOnce, "cuts within a lease", held(faultRefused), "again"},
 		{brokenKeepsWrites, "panics", undone, "trace"},

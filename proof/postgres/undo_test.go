@@ -122,6 +122,7 @@ func TestLost(t *testing.T) {
 }
 
 func (w *world) proveLost(steps []string) {
+	w.config.Lease = steadyLease
 	for _, step := range steps {
 		late, heir := w.node(nil), w.node(nil)
 		key := "lost-" + step
@@ -154,6 +155,7 @@ func (w *world) proveLost(steps []string) {
 func TestStoppedInCommit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, requireServers(t), "")
+	w.config.Lease = steadyLease
 	for _, step := range []string{"put-end", "commit-start"} {
 		late, heir := w.node(nil), w.node(nil)
 		key := "stopped-" + step
@@ -181,6 +183,7 @@ func (w *world) waiting() (n int) {
 func TestPoolOfOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, requireServers(t), "")
+	w.config.Lease = steadyLease
 	one, other := w.node(func(c *serverConfig) { c.Conns = 1 }), w.node(nil)
 	answered := make(chan answer)
 	go func() { answered <- w.send(context.Background(), one, "key", headers{headerGate: "1"}) }()

@@ -43,6 +43,10 @@ type world struct {
 	verdict verdict
 }
 
+// steadyLease is for requests that are sent once: it is much longer than a claim takes from a
+// server that has just started, on a busy machine. A claim whose reply comes late is refused.
+const steadyLease = 2 * time.Second
+
 // patience is how long anything may take that is waited for.
 const patience = 40 * time.Second
 
