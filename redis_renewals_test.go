@@ -263,6 +263,27 @@ func TestRedisCompleteAfterManyRefusals(t *testing.T) {
 	require.ErrorIs(t, b.Complete(t.Context(), keyOf("k"), claimOf("another"), []byte("response"), time.Hour), idempotency.ErrClaimLost)
 }
 
+// A Complete that hangs takes no connection from renewals: its own are others.
+func TestRedisCompletesTakeNoConnectionOfRenewals(t *testing.T) {
+	dialer, server := &switchedDialer{}, miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial, PoolSize: 1, MaxRetries: -1, DialerRetries: 1,
+		ConnMaxIdleTime: time.Nanosecond}) // It dials for each command.
+	defer client.Close()
+	b := idempotency.NewRedis(client)
+	require.NoError(t, renewed(t, b, time.Hour)(t.Context()))
+	complete := func() error {
+		return b.Complete(t.Context(), keyOf("k"), claimOf("mine"), []byte("response"), time.Hour)
+	}
+	dialer.refuses.Store(true)
+	for range 10 { // From then on the client's pool says for a second that Redis refuses.
+		require.ErrorIs(t, complete(), errRefused)
+	}
+	require.EqualValues(t, 1, dialer.open.Load(), "the connection of renewals is idle")
+	dialer.refuses.Store(false)
+	require.NoError(t, complete())
+	require.Eventually(t, func() bool { return dialer.open.Load() == 2 }, time.Minute, time.Millisecond, "it is idle still")
+}
+
 // A renewal that was not sent is none: go-redis tells no command of a pipeline why its
 // connection could not be set up, if Redis itself said so.
 func TestRedisRenewalThatIsNotSent(t *testing.T) {
