@@ -13,17 +13,20 @@ import (
 )
 
 func TestMemoryConformance(t *testing.T) {
+	t.Parallel()
 	idempotencytest.Run(t, func(*testing.T) idempotency.Backend { return idempotency.NewMemory() })
 }
 
 // A small bound holds the contract as a large one does.
 func TestMemoryConformanceInLittleRoom(t *testing.T) {
+	t.Parallel()
 	idempotencytest.Run(t, func(*testing.T) idempotency.Backend {
 		return idempotency.NewMemory(idempotency.WithMaxBytes(16 << 20))
 	})
 }
 
 func TestRedisConformance(t *testing.T) {
+	t.Parallel()
 	forEachRedis(t, func(t *testing.T, newClient func(t *testing.T) *redis.Client) {
 		client := newClient(t)
 		idempotencytest.Run(t, func(t *testing.T) idempotency.Backend {
@@ -35,6 +38,7 @@ func TestRedisConformance(t *testing.T) {
 // A Redis Cluster refuses a command whose keys lie in several slots, and a
 // script that reaches for a key that it did not name.
 func TestRedisClusterConformance(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "cluster-enabled yes")
 	ctx := t.Context()
 	one := server.Client(t)
