@@ -37,7 +37,7 @@ func (p *Proof) send(ctx context.Context, n *node, r request) answer {
 	if body == "" {
 		body = `{"amount":100}`
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.url(r.path), strings.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL(r.path), strings.NewReader(body))
 	if err != nil {
 		return answer{err: err}
 	}

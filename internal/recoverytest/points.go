@@ -5,12 +5,12 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // The headers that tell a server what is to happen to one request. They are no part of the
@@ -45,24 +45,12 @@ func (v *visit) at(point string) {
 	switch {
 	case v == nil:
 	case v.die == point:
-		die()
+		leash.Die()
 	case v.pause == point:
 		v.cutOff.Store(!v.holds)
 		v.server.tell("/wait", url.Values{"order": {v.key}, "gate": {point}}, nil)
 		v.cutOff.Store(false)
 	}
-}
-
-// die ends this process as SIGKILL does: nothing is run, flushed or closed.
-func die() {
-	self, err := os.FindProcess(os.Getpid())
-	if err == nil {
-		err = self.Kill()
-	}
-	if err != nil {
-		panic(err)
-	}
-	select {} // The signal is on its way: nothing more is to be done here.
 }
 
 // watched is a Backend with points in its calls.

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // What the servers serve.
@@ -44,6 +46,9 @@ type Proof struct {
 	lanes      []*node
 }
 
+// node is a server process.
+type node = leash.Node[config]
+
 // New starts the servers of a proof.
 func New(s Settings) (*Proof, error) {
 	p := &Proof{settings: s, client: &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}} // Servers die.
@@ -52,9 +57,9 @@ func New(s Settings) (*Proof, error) {
 		return nil, err
 	}
 	for i := range 2 + s.Lanes {
-		n := &node{config: config{Target: s.Target, Downstream: "http://" + p.downstream.listener.Addr().String(),
+		n := &node{Variable: serverVariable, Config: config{Target: s.Target, Downstream: "http://" + p.downstream.listener.Addr().String(),
 			Lease: s.Lease, Broken: s.Broken, Repeat: s.Repeat}}
-		if err := n.start(); err != nil {
+		if err := n.Start(); err != nil {
 			p.Stop()
 			return nil, err
 		}
@@ -70,7 +75,7 @@ func New(s Settings) (*Proof, error) {
 // Stop stops the servers.
 func (p *Proof) Stop() {
 	for _, n := range slices.Concat(p.steady, p.lanes) {
-		n.stop()
+		n.Stop()
 	}
 	p.downstream.listener.Close()
 }
@@ -171,14 +176,14 @@ func (p *Proof) killAt(victim *node, r request, points []string, others bool) (a
 		got := p.crowd([]*node{victim}, r)
 		all = append(all, got...)
 		if failed(got) {
-			err := victim.await()
+			err := victim.Await(patience)
 			if err == nil {
 				p.count(Kills, 1)
 				p.count(killsAt+point, 1)
-				err = victim.start()
+				err = victim.Start()
 			} else {
-				victim.stop()
-				_ = victim.start() // The next key needs one.
+				victim.Stop()
+				_ = victim.Start() // The next key needs one.
 			}
 			if err != nil {
 				p.violate("harness", "%s at %s: %v", r.key, point, err)

@@ -111,7 +111,7 @@ func (w *world) proveDuplicates() {
 	wg.Wait()
 	for i, a := range answers {
 		want := http.StatusCreated
-		if i > 0 && n.config.Wait == 0 {
+		if i > 0 && n.Config.Wait == 0 {
 			want = http.StatusConflict
 		}
 		if a.status != want {

@@ -26,7 +26,7 @@ func (w *world) proveOvertaken() {
 		key := "overtaken-" + step
 		answered, inherited := make(chan answer), make(chan answer)
 		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return late.stopped() })
+		w.until("the process stops", func() bool { return stopped(late) })
 		go func() {
 			var a answer
 			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {

@@ -157,7 +157,7 @@ func (h held) befall() (lasted float64, how string) {
 	from := time.Now()
 	h.tell(h.owner, "/reach") // What a renewal takes now, it may have taken before the fault,
 	if h.kind == faultPaused {
-		if err := pause(h.owner.process.Process); err != nil {
+		if err := pause(h.owner.Process()); err != nil {
 			h.verdict.violate("harness", "%v", err)
 		}
 		time.Sleep(lasts)

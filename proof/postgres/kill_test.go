@@ -84,11 +84,11 @@ func (w *world) killAt(victim *node, step, key string) {
 		}
 		wg.Go(func() { answers[i] = w.pursue(victim, fmt.Sprintf("%s.%d", key, i), first) })
 	}
-	if err := victim.await(); err != nil {
+	if err := victim.Await(patience); err != nil {
 		w.verdict.violate("harness", "%s at %s: %v", key, step, err)
-		victim.stop()
+		victim.Stop()
 	}
-	if err := victim.start(); err != nil {
+	if err := victim.Start(); err != nil {
 		w.verdict.violate("harness", "%s at %s: %v", key, step, err)
 		return // The clients run into their patience.
 	}
@@ -181,8 +181,8 @@ func (w *world) load(answered <-chan struct{}, while time.Duration) {
 
 // killNode kills a server, wherever it stands.
 func (w *world) killNode(n *node) {
-	n.stop()
-	if err := n.start(); err != nil {
+	n.Stop()
+	if err := n.Start(); err != nil {
 		w.verdict.violate("harness", "%v", err)
 	}
 	w.verdict.count("kills of a server", 1)

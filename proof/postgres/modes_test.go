@@ -72,7 +72,7 @@ func (w *world) proveLate(steps []string) {
 		key := "late-" + step
 		answered := make(chan answer)
 		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return late.stopped() })
+		w.until("the process stops", func() bool { return stopped(late) })
 		all := w.pursue(heir, key, nil)
 		if !all[len(all)-1].interrupted {
 			w.verdict.violate("status", "%s: a retry was not told that the run was interrupted", key)
@@ -113,7 +113,7 @@ func (w *world) proveRepeatedLate() {
 	late, heir := w.node(nil), w.node(nil)
 	answered := make(chan answer)
 	go func() { answered <- w.send(context.Background(), late, "repeated", headers{headerPause: "repeated"}) }()
-	w.until("the process stops", func() bool { return late.stopped() })
+	w.until("the process stops", func() bool { return stopped(late) })
 	all := w.pursue(heir, "repeated", nil)
 	w.resume(late)
 	first := <-answered

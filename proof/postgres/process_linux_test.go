@@ -20,8 +20,8 @@ func pauseSelf() error {
 }
 
 // stopped reports whether a process stands still.
-func (n *node) stopped() bool {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.process.Process.Pid)) // It may have ended.
+func stopped(n *node) bool {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.Process().Pid)) // It may have ended.
 	_, state, _ := bytes.Cut(stat, []byte(") "))
 	return bytes.HasPrefix(state, []byte("T"))
 }

@@ -9,7 +9,7 @@ import (
 
 func pauseSelf() error { return supported() }
 
-func (*node) stopped() bool { return false }
+func stopped(*node) bool { return false }
 
 func pause(*os.Process) error { return supported() }
 

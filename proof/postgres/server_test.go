@@ -20,10 +20,17 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/leash"
 	"github.com/idempotency-go/idempotency/internal/pgtest"
 	"github.com/idempotency-go/idempotency/internal/recoverytest"
 	"github.com/idempotency-go/idempotency/postgres"
 )
+
+// serverVariable has the configuration of a server: the test binary is one if it is set.
+const serverVariable = "IDEMPOTENCY_PROOF_SERVER"
+
+// node is a server process.
+type node = leash.Node[serverConfig]
 
 // TestMain is also the server processes of the tests.
 func TestMain(m *testing.M) {

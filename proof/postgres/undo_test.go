@@ -128,7 +128,7 @@ func (w *world) proveLost(steps []string) {
 		key := "lost-" + step
 		answered := make(chan answer)
 		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return late.stopped() })
+		w.until("the process stops", func() bool { return stopped(late) })
 		all := w.pursue(heir, key, nil)
 		if all[len(all)-1].replayed {
 			w.verdict.violate("harness", "%s: the process that was stopped was not", key)
@@ -161,7 +161,7 @@ func TestStoppedInCommit(t *testing.T) {
 		key := "stopped-" + step
 		answered := make(chan answer)
 		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return late.stopped() })
+		w.until("the process stops", func() bool { return stopped(late) })
 		retried := make(chan []answer)
 		go func() { retried <- w.pursue(heir, key, nil) }()
 		w.until("the other one waits for the record", func() bool { return w.waiting() > 0 })
@@ -210,7 +210,7 @@ func TestPoolOfOne(t *testing.T) {
 }
 
 func (w *world) resume(n *node) {
-	if err := resume(n.process.Process); err != nil {
+	if err := resume(n.Process()); err != nil {
 		w.verdict.violate("harness", "%v", err)
 	}
 }

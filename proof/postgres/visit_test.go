@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/leash"
 )
 
 // The headers by which a client tells a server what is to happen to one request,
@@ -78,7 +79,7 @@ func (v *visit) at(step string) {
 	switch {
 	case v == nil:
 	case v.die == step:
-		die()
+		leash.Die()
 	case v.pause == step:
 		if err := pauseSelf(); err != nil {
 			panic(err)
@@ -196,7 +197,7 @@ type mortal struct {
 func (c *mortal) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if c.armed.Load() {
-		die()
+		leash.Die()
 	}
 	if len(b) > 0 && b[0] == 'B' { // Bind, and not what prepares the statement
 		if v := c.leaving.Swap(nil); v != nil {
@@ -235,7 +236,7 @@ func (w answering) Write(b []byte) (int, error) {
 	if w.visit.die == "answer-halfway" {
 		_, _ = w.ResponseWriter.Write(b[:len(b)/2])
 		_ = http.NewResponseController(w.ResponseWriter).Flush()
-		die()
+		leash.Die()
 	}
 	return w.ResponseWriter.Write(b)
 }

@@ -90,12 +90,12 @@ func newWorld(t *testing.T, url, broken string) *world {
 // node starts a server, which is stopped when the test is over.
 func (w *world) node(change func(*serverConfig)) *node {
 	w.t.Helper()
-	n := &node{config: w.config}
+	n := &node{Variable: serverVariable, Config: w.config}
 	if change != nil {
-		change(&n.config)
+		change(&n.Config)
 	}
-	require.NoError(w.t, n.start())
-	w.t.Cleanup(func() { n.stop() })
+	require.NoError(w.t, n.Start())
+	w.t.Cleanup(func() { n.Stop() })
 	return n
 }
 
@@ -131,7 +131,7 @@ const ofBody = "Proof-Body"
 
 // send sends a payment once.
 func (w *world) send(ctx context.Context, n *node, key string, h headers) answer {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.url("/payments"), strings.NewReader(cmp.Or(h[ofBody], `{"amount":100}`)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL("/payments"), strings.NewReader(cmp.Or(h[ofBody], `{"amount":100}`)))
 	if err != nil {
 		return answer{err: err}
 	}
@@ -157,7 +157,7 @@ func (w *world) send(ctx context.Context, n *node, key string, h headers) answer
 
 // tell sends a server what is no payment.
 func (w *world) tell(n *node, path string) {
-	resp, err := w.client.Post(n.url(path), "", nil)
+	resp, err := w.client.Post(n.URL(path), "", nil)
 	if err != nil {
 		w.verdict.violate("harness", "%s: %v", path, err)
 		return
@@ -167,7 +167,7 @@ func (w *world) tell(n *node, path string) {
 
 // state asks a server for its state.
 func (w *world) state(n *node) (state serverState) {
-	resp, err := w.client.Get(n.url("/state"))
+	resp, err := w.client.Get(n.URL("/state"))
 	if err == nil {
 		err = json.NewDecoder(resp.Body).Decode(&state)
 		resp.Body.Close()
