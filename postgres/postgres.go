@@ -114,6 +114,9 @@ const (
 	maxRenewalConns = 256
 	// leastIdle and mostIdle bound how long a connection is kept that is not used.
 	leastIdle, mostIdle = 100 * time.Millisecond, 3 * time.Second
+	// mostConnecting bounds how long a connection is being made. That is longer than a try to
+	// renew a claim may take: a database that is slow would else never have made one.
+	mostConnecting = 5 * time.Second
 )
 
 // renewals renews the claims with one lease.
@@ -128,13 +131,14 @@ func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
 		config := b.pool.Config()
 		config.MaxConns, config.MinConns, config.MinIdleConns = maxRenewalConns, 0, 0
 		// A connection that has gone silent costs a try. Of those that an outage has left none
-		// is kept for long, and none is asked twice.
-		config.MaxConnIdleTime = min(max(lease/10, leastIdle), mostIdle)
+		// is kept for long, and none is asked twice. One that was slow to be made is kept until
+		// the next try, which is an eighth of a lease later at most.
+		config.MaxConnIdleTime = min(max(lease/5, leastIdle), mostIdle)
 		config.HealthCheckPeriod = config.MaxConnIdleTime
 		config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 		connect := &config.ConnConfig.ConnectTimeout
-		if *connect == 0 || *connect > batch.Time(lease) {
-			*connect = batch.Time(lease)
+		if *connect == 0 || *connect > mostConnecting {
+			*connect = mostConnecting
 		}
 		pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
 		return &renewals{pool, batch.New[renewal](lease)}, err

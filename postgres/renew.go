@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/batch"
 )
 
 // renewal is a renewal without progress, which most are.
@@ -28,7 +29,7 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 	}
 	for {
 		err := b.tryRenew(ctx, renewals, renewal{key, claim, terms}, progress)
-		// The time of a batch, or of a new connection, may be over before that of the call.
+		// The time of a try may be over before that of the call.
 		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 			return err
 		}
@@ -47,6 +48,8 @@ func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, p
 			return err
 		}
 	}
+	ctx, end := context.WithTimeout(ctx, batch.Time(r.terms.Lease))
+	defer end()
 	return b.put(ctx, renewals.pool, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)
 }
 

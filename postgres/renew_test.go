@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/batch"
 	"github.com/idempotency-go/idempotency/postgres"
 )
 
@@ -241,4 +242,31 @@ func TestRenewalOutlivesAConnection(t *testing.T) {
 		require.False(t, hangs.Load())
 		b.Close()
 	}
+}
+
+// A connection that is slow to be made has more time than the renewal that it is made for: it
+// is there for a later one.
+func TestRenewalsOverASlowConnection(t *testing.T) {
+	var renews atomic.Bool
+	left := make(chan time.Duration, 1)
+	pool := newPool(t, func(c *pgxpool.Config) {
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if renews.Load() {
+				end, _ := ctx.Deadline()
+				left <- time.Until(end)
+			}
+			return dial(ctx, network, addr)
+		}
+	})
+	b := postgres.New(pool, postgres.WithTable(tableName(t, pool)))
+	defer b.Close()
+	require.NoError(t, b.Migrate(t.Context()))
+	key, own := claim(t, b, hour)
+	renews.Store(true)
+	short := idempotency.Terms{Lease: 100 * time.Millisecond, Trace: time.Hour}
+	ctx, end := context.WithTimeout(t.Context(), batch.Time(short.Lease))
+	defer end()
+	_ = b.Renew(ctx, key, own, short, nil) // It makes a connection, whether in time or not.
+	require.Greater(t, <-left, 2*batch.Time(short.Lease))
 }

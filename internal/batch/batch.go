@@ -13,15 +13,18 @@ import (
 // Tries is how many renewals of a claim are sent in a lease if none succeeds.
 const Tries = 40
 
-// Time bounds a batch of renewals, and how long a connection for it is being made.
+// Time bounds a batch of renewals, and any other try to renew a claim.
 func Time(lease time.Duration) time.Duration {
 	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
 }
 
-// patience is how long a batch that is under way holds up the next: no longer than until
-// a claim is tried again. One second is enough to send many together, and lets a call that
-// was given up end soon.
-func patience(lease time.Duration) time.Duration { return min(lease/Tries, time.Second) }
+// patience is how long a batch that is under way holds up the next, if so much of the lease
+// is left: at first for longer than until a claim is tried again, since a store that is slow,
+// and makes connections for each that is thought to hang, gets slower. One second is enough
+// to send many together, and lets a call that was given up end soon.
+func patience(lease, left time.Duration) time.Duration {
+	return min(max(left/8, lease/Tries), time.Second)
+}
 
 // Queue sends the renewals of claims with one lease together: those that come while a batch
 // is under way go with the next. One batch is under way at once, and another beside each that
@@ -31,6 +34,7 @@ type Queue[Call any] struct {
 	mu    sync.Mutex
 	next  *batch[Call] // nil unless calls wait
 	sent  *batch[Call] // what is under way, and holds up the next; nil if nothing does
+	since time.Time    // when the first batch began of those that none has succeeded after; zero if the last has
 }
 
 // batch is calls that are sent together.
@@ -82,12 +86,25 @@ func (q *Queue[Call]) add(ctx context.Context, call Call, send func(context.Cont
 func (q *Queue[Call]) begin() {
 	b := q.next
 	q.next, q.sent = nil, b
-	b.hangs = time.AfterFunc(patience(q.lease), func() { q.end(b) })
+	if time.Since(q.since) >= q.lease {
+		q.since = time.Now()
+	}
+	b.hangs = time.AfterFunc(patience(q.lease, q.lease-time.Since(q.since)), func() { q.end(b) })
 	go func() {
 		defer close(b.done)
 		defer q.end(b)
 		b.run(Time(q.lease))
+		if slices.Contains(b.errs, nil) {
+			q.succeed()
+		}
 	}()
+}
+
+// succeed notes that the store takes renewals.
+func (q *Queue[Call]) succeed() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.since = time.Time{}
 }
 
 // end lets the next batch go, if b still holds it up.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,8 +13,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// lease is one whose patience is a fifth of a second.
-const lease, wait, roundTrip = Tries * wait, 200 * time.Millisecond, 20 * time.Millisecond
+// lease is one whose batches hold up the next for half a second at first, and for a tenth of
+// a second in the end.
+const lease, first, wait, roundTrip = Tries * wait, lease / 8, 100 * time.Millisecond, 20 * time.Millisecond
 
 // store answers batches of calls: an odd call with an error.
 type store struct {
@@ -59,6 +61,8 @@ func TestQueue(t *testing.T) {
 		{"a batch has the values of its first call, and a time of its own", contextOfABatch},
 		{"a panic is an error of each", panicIsAnError},
 		{"no batch holds up the next for more than a second", atMostASecond},
+		{"one that has succeeded is the beginning of a lease", successBegins},
+		{"the less is left of the lease, the sooner another is sent beside those that hang", soonerAndSooner},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test.run(t, New[int](lease), new(store)) })
@@ -95,7 +99,7 @@ func besideOneThatHangs(t *testing.T, q *Queue[int], s *store) {
 	end := start.Add(time.Hour)
 	hung := begin(ctx, q, 0, s.taking(time.Hour))
 	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
-	require.Equal(t, wait+roundTrip, time.Since(start))
+	require.Equal(t, first+roundTrip, time.Since(start))
 	give(errors.New("given up"))
 	require.EqualError(t, <-hung, "given up")
 	start = time.Now()
@@ -162,4 +166,47 @@ func atMostASecond(t *testing.T, _ *Queue[int], s *store) {
 	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, time.Second+roundTrip, time.Since(start))
 	time.Sleep(time.Hour)
+}
+
+func soonerAndSooner(t *testing.T, q *Queue[int], _ *store) {
+	var mu sync.Mutex
+	var begun []time.Duration
+	start := time.Now()
+	hangs := func(ctx context.Context, calls []int) []error {
+		mu.Lock()
+		begun = append(begun, time.Since(start))
+		mu.Unlock()
+		time.Sleep(10 * lease)
+		return slices.Repeat([]error{ctx.Err()}, len(calls))
+	}
+	for range 2 * lease / (wait / 4) { // Calls that wait are there at any time.
+		begin(t.Context(), q, 0, hangs)
+		time.Sleep(wait / 4)
+	}
+	time.Sleep(10 * lease) // They all end.
+	mu.Lock()
+	defer mu.Unlock()
+	gap := func(i int) time.Duration { return begun[i+1] - begun[i] }
+	require.Equal(t, first, gap(0))
+	i := 0
+	for ; begun[i+1] < lease; i++ {
+		require.Equal(t, max((lease-begun[i])/8, wait), gap(i), "after %v", begun[i])
+	}
+	require.Equal(t, wait, gap(i-1))
+	require.Less(t, i, Tries*2/3)
+	i++ // The claims of that time are over: the next are at their beginning.
+	require.Equal(t, first, gap(i))
+}
+
+func successBegins(t *testing.T, q *Queue[int], s *store) {
+	for range Tries * 3 / 4 { // Each hangs.
+		begin(t.Context(), q, 0, s.taking(lease))
+		time.Sleep(wait)
+	}
+	require.NoError(t, q.Do(t.Context(), 0, s.taking(roundTrip)))
+	begin(t.Context(), q, 0, s.taking(lease))
+	start := time.Now()
+	require.NoError(t, q.Do(t.Context(), 0, s.taking(roundTrip)))
+	require.Equal(t, first+roundTrip, time.Since(start))
+	time.Sleep(lease)
 }
