@@ -24,9 +24,7 @@ func (w *world) proveOvertaken() {
 	for _, step := range []string{"written", "returned"} {
 		late, heir := w.node(nil), w.node(nil)
 		key := "overtaken-" + step
-		answered, inherited := make(chan answer), make(chan answer)
-		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return stopped(late) })
+		answered, inherited := w.stopAt(late, step, key), make(chan answer)
 		go func() {
 			var a answer
 			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {

@@ -49,7 +49,7 @@ func TestCutInterrupted(t *testing.T) {
 	w.config.Mode = modeAtMostOnce
 	w.proveCuts([]cutPass{
 		{frontend: true, how: cutLost}, {frontend: true, how: cutDelivered}, {frontend: true, how: cutKept},
-		{how: cutLost}, {frontend: true, how: cutLost, down: downTime},
+		{how: cutLost},
 	})
 	w.require()
 }
@@ -70,9 +70,7 @@ func (w *world) proveLate(steps []string) {
 	for _, step := range steps {
 		late, heir := w.node(nil), w.node(nil)
 		key := "late-" + step
-		answered := make(chan answer)
-		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return stopped(late) })
+		answered := w.stopAt(late, step, key)
 		all := w.pursue(heir, key, nil)
 		if !all[len(all)-1].interrupted {
 			w.verdict.violate("status", "%s: a retry was not told that the run was interrupted", key)
@@ -111,9 +109,7 @@ func TestRepeatedClaim(t *testing.T) {
 func (w *world) proveRepeatedLate() {
 	w.config.Lease = steadyLease
 	late, heir := w.node(nil), w.node(nil)
-	answered := make(chan answer)
-	go func() { answered <- w.send(context.Background(), late, "repeated", headers{headerPause: "repeated"}) }()
-	w.until("the process stops", func() bool { return stopped(late) })
+	answered := w.stopAt(late, "repeated", "repeated")
 	all := w.pursue(heir, "repeated", nil)
 	w.resume(late)
 	first := <-answered

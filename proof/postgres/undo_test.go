@@ -126,9 +126,7 @@ func (w *world) proveLost(steps []string) {
 	for _, step := range steps {
 		late, heir := w.node(nil), w.node(nil)
 		key := "lost-" + step
-		answered := make(chan answer)
-		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return stopped(late) })
+		answered := w.stopAt(late, step, key)
 		all := w.pursue(heir, key, nil)
 		if all[len(all)-1].replayed {
 			w.verdict.violate("harness", "%s: the process that was stopped was not", key)
@@ -159,9 +157,7 @@ func TestStoppedInCommit(t *testing.T) {
 	for _, step := range []string{"put-end", "commit-start"} {
 		late, heir := w.node(nil), w.node(nil)
 		key := "stopped-" + step
-		answered := make(chan answer)
-		go func() { answered <- w.send(context.Background(), late, key, headers{headerPause: step}) }()
-		w.until("the process stops", func() bool { return stopped(late) })
+		answered := w.stopAt(late, step, key)
 		retried := make(chan []answer)
 		go func() { retried <- w.pursue(heir, key, nil) }()
 		w.until("the other one waits for the record", func() bool { return w.waiting() > 0 })

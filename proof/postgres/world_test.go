@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 )
 
 var (
-	rounds = flag.Int("rounds", 10, "how often a server dies at each step; other tests grow with it")
+	rounds = flag.Int("rounds", 6, "how often a server dies at each step; other tests grow with it")
 	seed   = flag.Uint64("seed", 1, "what the random choices follow from")
 )
 
@@ -43,8 +44,8 @@ type world struct {
 	verdict verdict
 }
 
-// steadyLease is for requests that are sent once: it is much longer than a claim takes from a
-// server that has just started, on a busy machine. A claim whose reply comes late is refused.
+// steadyLease is much longer than a claim takes from a server that has just started, on a busy
+// machine. A claim whose reply comes late is refused.
 const steadyLease = 2 * time.Second
 
 // patience is how long anything may take that is waited for.
@@ -197,6 +198,25 @@ func (w *world) until(what string, happened func() bool) {
 			return
 		}
 	}
+}
+
+// stopAt sends a payment whose server is to stop at a step, again if it was refused before,
+// and returns once the server has stopped. After it is resumed, its answer comes.
+func (w *world) stopAt(n *node, step, key string) <-chan answer {
+	answered := make(chan answer, 1)
+	var over atomic.Bool
+	go func() {
+		for {
+			a := w.send(context.Background(), n, key, headers{headerPause: step})
+			if a.status != http.StatusServiceUnavailable || over.Load() {
+				answered <- a
+				return
+			}
+		}
+	}()
+	w.until("the process stops", func() bool { return stopped(n) })
+	over.Store(true)
+	return answered
 }
 
 // pursue sends a payment until it is answered for good, which may be that its run
