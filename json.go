@@ -3,6 +3,7 @@ package idempotency
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,10 +26,11 @@ import (
 // "/metadata/sent_at"; of an element of an array only the value does not count. The
 // function panics if one is malformed.
 //
-// A body counts byte for byte if it is not JSON, is longer than [WithBufferLimit], has a
-// name twice in one object, a lone surrogate or invalid UTF-8, or is nested deeper than
-// 1000. To compare takes memory in proportion to the body's length, and hardly more time
-// than that: no number is expanded.
+// A body counts byte for byte if it is not JSON, has a name twice in one object, a lone
+// surrogate or invalid UTF-8, or is nested deeper than 1000. One that is longer than
+// [WithBufferLimit] counts by its first bytes and its declared length. To compare takes memory in proportion to the body's length, and hardly more time
+// than that: no number is expanded, and an exponent of more than 100 digits is compared by
+// them.
 func JSONFingerprint(ignore ...string) func(r *http.Request, body []byte) []byte {
 	root := new(pointers)
 	for _, p := range ignore {
@@ -36,10 +38,12 @@ func JSONFingerprint(ignore ...string) func(r *http.Request, body []byte) []byte
 	}
 	return func(r *http.Request, body []byte) []byte {
 		parts := appendTarget(nil, r)
-		if !isCut(r, body) {
-			if meaning, ok := meaningOf(body, root); ok {
-				return append(append(parts, 'J'), meaning...)
-			}
+		if isCut(r, body) {
+			parts = binary.BigEndian.AppendUint64(append(parts, 'C'), uint64(r.ContentLength))
+			return append(parts, body...)
+		}
+		if meaning, ok := meaningOf(body, root); ok {
+			return append(append(parts, 'J'), meaning...)
 		}
 		return append(append(parts, 'B'), body...)
 	}
@@ -275,14 +279,20 @@ func appendNumber(out []byte, number string) []byte {
 	return appendText(out, significant+"e"+power)
 }
 
-// exponent returns the sum of an exponent as it is written, of any size, and of shift.
+// mostDigits is how many digits an exponent has at most that is computed: the time for that
+// grows with the square of its length.
+const mostDigits = 100
+
+// exponent returns the sum of an exponent as it is written, and of shift.
 func exponent(written string, shift int64) string {
-	if written == "" {
-		written = "0"
+	sign, digits := "", strings.TrimPrefix(written, "+")
+	if without, negative := strings.CutPrefix(digits, "-"); negative {
+		sign, digits = "-", without
 	}
-	if n, err := strconv.ParseInt(written, 10, 64); err == nil && n>>62 == n>>63 {
-		return strconv.FormatInt(n+shift, 10)
+	digits = strings.TrimLeft(digits, "0")
+	if len(digits) > mostDigits {
+		return fmt.Sprintf("%s%s+%d", sign, digits, shift)
 	}
-	n, _ := new(big.Int).SetString(written, 10) // It is valid.
+	n, _ := new(big.Int).SetString(sign+"0"+digits, 10) // It is valid.
 	return n.Add(n, big.NewInt(shift)).String()
 }

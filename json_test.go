@@ -138,7 +138,7 @@ func TestJSONFingerprintInTheMiddleware(t *testing.T) {
 		if chunked {
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), -1
 		}
-		r.Header.Set("Idempotency-Key", "k"+fmt.Sprint(len(body) > 20))
+		r.Header.Set("Idempotency-Key", fmt.Sprint("k", len(body) > 20, target == "/1"))
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		return w.Code
@@ -152,9 +152,24 @@ func TestJSONFingerprintInTheMiddleware(t *testing.T) {
 	long := `{"a":1}             ` + "  "
 	require.Equal(t, 201, send("POST", "/", long, false))
 	require.Equal(t, 201, send("POST", "/", long, false))
-	require.Equal(t, 201, send("POST", "/", long+"x", true))
+	require.Equal(t, 422, send("POST", "/", long+"x", false), "it is cut, and its length counts")
+	require.Equal(t, 422, send("POST", "/", long, true), "it has no length")
 	require.Equal(t, 422, send("POST", "/", ` {"a":1}            `+"  ", false), "it is cut, and counts byte for byte")
-	require.Equal(t, 422, send("POST", "/", ` {"a":1}            `+"  ", true), "it is cut, and counts byte for byte")
+	require.Equal(t, 201, send("POST", "/1", long+" ", true))
+	require.Equal(t, 201, send("POST", "/1", long+"x", true), "it has no length")
+	require.Equal(t, 422, send("POST", "/1", ` {"a":1}            `+"   ", true), "it is cut, and counts byte for byte")
+}
+
+// An exponent that is too long to be computed counts by its digits.
+func TestJSONFingerprintOfLongExponents(t *testing.T) {
+	long, longer := strings.Repeat("9", 1<<20), strings.Repeat("9", 1<<20-1)+"8"
+	require.Equal(t, jsonSum("1e"+long), jsonSum("1.0E+"+long))
+	require.NotEqual(t, jsonSum("1e"+long), jsonSum("1e-"+long))
+	require.NotEqual(t, jsonSum("1e"+long), jsonSum("1e"+longer))
+	require.NotEqual(t, jsonSum("1e"+long), jsonSum("10e"+long))
+	require.Equal(t, jsonSum("1e5"), jsonSum("1e"+strings.Repeat("0", 1<<20)+"5"))
+	hundred := strings.Repeat("9", 100)
+	require.Equal(t, jsonSum("1e1"+strings.Repeat("0", 99)), jsonSum("10e"+hundred[1:]))
 }
 
 // FuzzJSONFingerprint compares it with a reference: encoding/json's values, and numbers as

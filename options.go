@@ -87,11 +87,12 @@ func WithScope(f func(*http.Request) string) Option {
 // WithFingerprint sets what must be the same in a retry: what f returns is
 // hashed and compared, and a key that comes with another fingerprint is refused
 // with 422 and [ErrKeyReused]. body is the request's body, or as much of it as
-// [WithBufferLimit] allows; f may neither keep it, because its memory is used
-// again, nor change it. f may read r.Body and parse it as a form, as the function of
-// [WithScope] may. f is called from many goroutines. A nil f turns the comparison off,
-// and the body is then not read before the handler or a scope reads it, which a stream in
-// both directions needs: its client may wait for an answer before it ends its body.
+// [WithBufferLimit] allows: let f return r.ContentLength too if more may come. f may
+// neither keep body, because its memory is used again, nor change it. f may read r.Body
+// and parse it as a form, as the function of [WithScope] may. f is called from many
+// goroutines. A nil f turns the comparison off, and the body is then not read before the
+// handler or a scope reads it, which a stream in both directions needs: its client may
+// wait for an answer before it ends its body.
 //
 // The default is the method, the path (as the handler sees it, and as it was
 // sent), the query and the body, byte for byte, but for the boundary of a multipart body.

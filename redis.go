@@ -58,8 +58,9 @@ func WithPrefix(p string) RedisOption {
 // decide how long a request waits for a Redis that does not answer. The
 // middleware gives each call a context that ends after 5 s, which go-redis heeds
 // between its tries, and with ContextTimeoutEnabled also while it reads. If the
-// client gets no answer to Complete, or none within 2.5 s, that is tried over
-// connections like those of renewals too. NewRedis sends nothing. It panics if client
+// client gets no answer to what stores a response or the result of a [Step], or none
+// within 2.5 s, that is tried over connections like those of renewals too. NewRedis sends
+// nothing. It panics if client
 // is nil.
 //
 // Renewals do not queue behind what else the client sends, if it is a
@@ -68,8 +69,9 @@ func WithPrefix(p string) RedisOption {
 // that changes the names of keys is not supported: use [WithPrefix].) The first is
 // made when a claim is first renewed, or at the first claim for a Cluster. For each
 // lease, those that are due together are sent together to their server: one
-// connection is enough, and while some hang there are at most 256. They are closed
-// when the backend is no longer used. Any other client renews by itself: give it
+// connection is enough, and while some hang there are at most 256. If they get no answer,
+// the client itself is tried, by one batch at a time. They are closed when the backend is
+// no longer used. Any other client renews by itself: give it
 // ContextTimeoutEnabled, and a pool that has room for that.
 func NewRedis(client redis.UniversalClient, opts ...RedisOption) *Redis {
 	if isNil(client) {

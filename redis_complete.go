@@ -18,13 +18,18 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	if expiry != Forever {
 		ms = milliseconds(expiry)
 	}
-	defer runtime.KeepAlive(b) // As in Renew.
-	complete := func(ctx context.Context, client redis.UniversalClient) error {
+	return b.persist(ctx, func(ctx context.Context, client redis.UniversalClient) error {
 		return b.update(ctx, client, completeScript, key, claim, encodeHead(claim, kindCompleted), response, ms)
-	}
+	})
+}
+
+// persist sends what must not be lost by the client, and elsewhere if that gets no answer, or
+// none for some time.
+func (b *Redis) persist(ctx context.Context, send func(context.Context, redis.UniversalClient) error) error {
+	defer runtime.KeepAlive(b) // As in Renew.
 	rescued := make(chan error, 1)
-	rescue := time.AfterFunc(hurry, func() { rescued <- b.completeElsewhere(ctx, complete) })
-	err := complete(ctx, b.client)
+	rescue := time.AfterFunc(hurry, func() { rescued <- b.sendElsewhere(ctx, send) })
+	err := send(ctx, b.client)
 	started := !rescue.Stop()
 	switch {
 	case !isOfConnection(err):
@@ -32,22 +37,22 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	case started:
 		return <-rescued
 	}
-	return b.completeElsewhere(ctx, complete)
+	return b.sendElsewhere(ctx, send)
 }
 
-// completeElsewhere completes a claim over connections that are like those of renewals, and
-// do not hold those up: the client's are silent, or it says still that Redis refuses them. A
-// try that hangs is followed by another, for callTime.
-func (b *Redis) completeElsewhere(ctx context.Context, complete func(context.Context, redis.UniversalClient) error) error {
+// sendElsewhere sends over connections that are like those of renewals, and do not hold those
+// up: the client's are silent, or it says still that Redis refuses them. A try that hangs is
+// followed by another, which has more time, for callTime.
+func (b *Redis) sendElsewhere(ctx context.Context, send func(context.Context, redis.UniversalClient) error) error {
 	ctx, stop := context.WithTimeout(ctx, callTime)
 	defer stop()
-	client := b.renewalsOf(ofCompletes).client
-	for {
-		tried := time.Now()
-		try, end := context.WithTimeout(ctx, renewalTry)
-		err := complete(try, client)
+	client := b.renewalsOf(ofPersist).client
+	for time := firstTry; ; time *= 2 {
+		try, end := context.WithTimeout(ctx, time)
+		err := send(try, client)
+		hung := try.Err() != nil
 		end()
-		if !isOfConnection(err) || ctx.Err() != nil || time.Since(tried) < renewalTry {
+		if !isOfConnection(err) || ctx.Err() != nil || !hung {
 			return err
 		}
 	}

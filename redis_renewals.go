@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,11 +22,13 @@ const (
 	// renewalConns is how many connections there may be to a server for the renewals of one
 	// lease: one, and those that hang.
 	renewalConns = 256
-	// ofCompletes stands for a lease where there is none: of the connections that are like
-	// those of renewals, and tried if the client does not answer Complete. They are tried
-	// after hurry, each time for renewalTry.
-	ofCompletes       = 0
-	hurry, renewalTry = callTime / 2, 500 * time.Millisecond
+	// ofPersist stands for a lease where there is none: of the connections that are like
+	// those of renewals, and tried if the client does not answer what must not be lost. They
+	// are tried after hurry, for firstTry at first.
+	ofPersist       = 0
+	hurry, firstTry = callTime / 2, 500 * time.Millisecond
+	// renewalIdle is how many connections are kept that are not used, after an outage.
+	renewalIdle = 2
 	// mostIdle is how long a connection is kept at most that is not used.
 	mostIdle = 3 * time.Second
 	// renewalBuffer is the size of a connection's buffers, in bytes.
@@ -37,7 +40,13 @@ type redisRenewals struct {
 	client redis.UniversalClient
 
 	mu     sync.Mutex
-	queues map[string]*batch.Queue[redisRenewal] // by the address of their server
+	queues map[string]*redisQueue // by the address of their server
+}
+
+// redisQueue is of the renewals that go to one server.
+type redisQueue struct {
+	*batch.Queue[redisRenewal]
+	byClient batch.Other // the client itself, if there is no connection to be had
 }
 
 // redisRenewal is a renewal without progress, which most are.
@@ -54,27 +63,39 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 	}
 	defer runtime.KeepAlive(b) // Else its connections could be closed meanwhile.
 	renewals := b.renewalsOf(terms.Lease)
-	if server := renewals.serverOf(ctx, b.name(key)); server != nil && progress == nil {
-		due := renewals.queueOf(server, terms.Lease)
-		err := due.Do(ctx, redisRenewal{key, claim, terms}, func(ctx context.Context, due []redisRenewal) []error {
-			return b.renewBatch(ctx, server, due)
+	server := renewals.serverOf(ctx, b.name(key))
+	if server == nil || progress != nil {
+		return b.persist(ctx, func(ctx context.Context, client redis.UniversalClient) error {
+			return b.update(ctx, client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 		})
-		switch {
-		case err == nil || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrUnreadable):
-			return err
-		case ctx.Err() != nil:
-			return fmt.Errorf("idempotency: redis: %w", err)
-		case isOfConnection(err):
-			renewals.learn(ctx)
-			return err
-		}
-		if redis.HasErrorPrefix(err, "NOSCRIPT") {
-			reply, err := process(ctx, server, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
-			return updated(reply, err, claim)
-		}
-		// Another server of a Cluster may have the key by now: the client finds it.
 	}
-	return b.update(ctx, renewals.client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
+	queue := renewals.queueOf(server, terms.Lease)
+	err := queue.Do(ctx, redisRenewal{key, claim, terms}, func(ctx context.Context, due []redisRenewal) []error {
+		own := func() []error {
+			errs := b.renewBatch(ctx, server, due, renewScript.byHash)
+			if slices.ContainsFunc(errs, notRenewed) {
+				renewals.learn(ctx)
+			}
+			return errs
+		}
+		byClient := func() []error { return b.renewBatch(ctx, b.client, due, renewScript.byText) } // Its servers may not have the script.
+		return queue.byClient.Send(ctx, terms.Lease, own, byClient, notRenewed)
+	})
+	switch {
+	case isNoScript(err):
+		reply, err := process(ctx, server, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
+		return updated(reply, err, claim)
+	case notRenewed(err) && ctx.Err() != nil:
+		return fmt.Errorf("idempotency: redis: %w", err)
+	}
+	return err
+}
+
+func isNoScript(err error) bool { return redis.HasErrorPrefix(err, "NOSCRIPT") }
+
+// notRenewed reports whether a renewal may succeed by another way.
+func notRenewed(err error) bool {
+	return err != nil && !errors.Is(err, ErrClaimLost) && !errors.Is(err, ErrUnreadable) && !isNoScript(err)
 }
 
 // errNoReply is a command of which nothing is known.
@@ -100,22 +121,22 @@ func (r *redisRenewals) learn(ctx context.Context) {
 	}
 }
 
-func (r *redisRenewals) queueOf(server *redis.Client, lease time.Duration) *batch.Queue[redisRenewal] {
+func (r *redisRenewals) queueOf(server *redis.Client, lease time.Duration) *redisQueue {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	addr := server.Options().Addr
 	if r.queues[addr] == nil {
-		r.queues[addr] = batch.New[redisRenewal](lease)
+		r.queues[addr] = &redisQueue{Queue: batch.New[redisRenewal](lease)}
 	}
 	return r.queues[addr]
 }
 
 // renewBatch renews claims by one pipeline.
-func (b *Redis) renewBatch(ctx context.Context, server *redis.Client, due []redisRenewal) []error {
-	pipe := server.Pipeline()
+func (b *Redis) renewBatch(ctx context.Context, client redis.UniversalClient, due []redisRenewal, command func(name string, args ...any) []any) []error {
+	pipe := client.Pipeline()
 	commands := make([]*redis.Cmd, len(due))
 	for i, r := range due {
-		commands[i] = pipe.Do(ctx, renewScript.byHash(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
+		commands[i] = pipe.Do(ctx, command(b.name(r.key), encodeClaim(r.claim, r.terms.Trace), milliseconds(r.terms.Lease), "")...)
 	}
 	_, notSent := pipe.Exec(ctx)
 	errs := make([]error, len(due))
@@ -157,11 +178,12 @@ func newRenewalClient(like redis.UniversalClient, lease time.Duration) (client r
 // who renews a claim tries again.
 func setForRenewals(o *redis.Options, lease time.Duration) {
 	o.PoolSize, o.MaxConcurrentDials, o.MaxActiveConns, o.MinIdleConns = renewalConns, 0, 0, 0
+	o.MaxIdleConns = renewalIdle
 	o.MaxRetries, o.ContextTimeoutEnabled, o.Limiter = -1, true, nil
 	// What has gone silent unseen is used once: of many that an outage has left, few tries
 	// would find out that they all have.
 	o.ConnMaxIdleTime = mostIdle
-	if lease != ofCompletes {
+	if lease != ofPersist {
 		o.ConnMaxIdleTime = min(lease/10, mostIdle)
 	}
 	o.DialTimeout = min(o.DialTimeout, batch.Time(lease))
@@ -256,7 +278,7 @@ func (b *Redis) renewalsOf(lease time.Duration) *redisRenewals {
 		if close != nil {
 			runtime.AddCleanup(b, func(close func() error) { _ = close() }, close)
 		}
-		renewals := &redisRenewals{client: client, queues: make(map[string]*batch.Queue[redisRenewal])}
+		renewals := &redisRenewals{client: client, queues: make(map[string]*redisQueue)}
 		renewals.learn(context.Background())
 		return renewals, nil
 	})
@@ -271,6 +293,6 @@ func (b *Redis) meetCluster(lease time.Duration) {
 	}
 	if _, cluster := b.client.(*redis.ClusterClient); cluster {
 		b.renewalsOf(lease)
-		b.renewalsOf(ofCompletes)
+		b.renewalsOf(ofPersist)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/idempotency-go/idempotency"
+	"github.com/idempotency-go/idempotency/internal/netfault"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
@@ -88,7 +89,8 @@ func TestRedisRenewalsHaveTheirOwnConnections(t *testing.T) {
 // second at a time that it still refuses.
 func TestRedisRenewalsAfterManyRefusals(t *testing.T) {
 	dialer := &switchedDialer{}
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial, PoolSize: 1})
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr(), Dialer: dialer.dial, PoolSize: 1, MaxRetries: -1, DialerRetries: 1,
+		ConnMaxIdleTime: time.Nanosecond}) // It has no connection.
 	defer client.Close()
 	renew := renewed(t, idempotency.NewRedis(client), time.Hour)
 	dialer.refuses.Store(true)
@@ -97,7 +99,7 @@ func TestRedisRenewalsAfterManyRefusals(t *testing.T) {
 	for range refusals {
 		require.ErrorIs(t, renew(t.Context()), errRefused)
 	}
-	require.EqualValues(t, refusals, dialer.dialed.Load()-before, "each is dialed once")
+	require.GreaterOrEqual(t, dialer.dialed.Load()-before, int32(refusals), "each is dialed")
 	dialer.refuses.Store(false)
 	require.NoError(t, renew(t.Context()))
 }
@@ -121,7 +123,10 @@ func TestRedisRenewalsThatHang(t *testing.T) {
 	defer client.Close()
 	renew := renewed(t, idempotency.NewRedis(client), time.Second)
 	dialer.silent.Store(true)
-	hung := dialing(t, dialer, 20, renew)
+	busy := client.Conn() // It has the only connection.
+	defer busy.Close()
+	require.NoError(t, busy.Ping(t.Context()).Err())
+	hung := dialing(t, dialer, 3, renew)
 	dialer.silent.Store(false)
 	require.NoError(t, renew(t.Context()))
 	server.Close() // That ends what hangs.
@@ -284,13 +289,94 @@ func TestRedisCompletesTakeNoConnectionOfRenewals(t *testing.T) {
 	require.Eventually(t, func() bool { return dialer.open.Load() == 2 }, time.Minute, time.Millisecond, "it is idle still")
 }
 
+// Claims are renewed by the client itself if no other connection can be had: one that was
+// refused, or says nothing.
+func TestRedisRenewalsWithoutAConnection(t *testing.T) {
+	forEachRedis(t, func(t *testing.T, newClient func(t *testing.T) *redis.Client) {
+		for _, how := range []string{"refused", "silent"} {
+			t.Run(how, func(t *testing.T) {
+				dialer, options := &switchedDialer{}, *newClient(t).Options()
+				options.Dialer, options.PoolSize = dialer.dial, 1
+				client := redis.NewClient(&options)
+				defer client.Close()
+				b := idempotency.NewRedis(client, idempotency.WithPrefix(freshPrefix(t, client)))
+				mustClaim(t, b, keyOf("k"), claimOf("mine"), traced(time.Second, time.Hour))
+				dialer.refuses.Store(how == "refused")
+				dialer.silent.Store(how == "silent")
+				for _, progress := range [][]byte{nil, []byte("progress")} {
+					require.NoError(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), traced(2*time.Second, time.Hour), progress))
+				}
+				rec, left, ok, err := b.Lookup(t.Context(), keyOf("k"))
+				require.NoError(t, err)
+				require.True(t, ok)
+				require.Equal(t, idempotency.StateOutstanding, rec.State)
+				require.Equal(t, []byte("progress"), rec.Progress)
+				require.Greater(t, left, time.Hour)
+			})
+		}
+	})
+}
+
+// What an outage has left over is closed when it is back in the pool.
+func TestRedisRenewalConnectionsThatAreTooMany(t *testing.T) {
+	dialer := &switchedDialer{hold: make(chan struct{})}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	defer client.Close()
+	options := *client.Options()
+	options.Dialer = dialer.dial
+	over := redis.NewClient(&options)
+	defer over.Close()
+	claimed := idempotency.NewRedis(client)
+	mustClaim(t, claimed, keyOf("k"), claimOf("mine"), lease(time.Second))
+	b := idempotency.NewRedis(over)
+	dialed := dialing(t, dialer, 4, func(ctx context.Context) error {
+		return b.Renew(ctx, keyOf("k"), claimOf("mine"), lease(time.Second), nil)
+	})
+	close(dialer.hold)
+	dialed.Wait()
+	require.Eventually(t, func() bool { return dialer.open.Load() <= 3 }, time.Minute, time.Millisecond, "two, and that of the client")
+}
+
+// The new master of a Cluster is found although the old one has fallen silent, and each renewal
+// runs out of its time.
+func TestRedisRenewalsFindANewMaster(t *testing.T) {
+	server := miniredis.RunT(t)
+	old, err := netfault.Start("127.0.0.1:0", server.Addr())
+	require.NoError(t, err)
+	defer old.Close()
+	addr := server.Addr() // It may be asked for when the server is closed.
+	var moved atomic.Bool
+	client := redis.NewClusterClient(&redis.ClusterOptions{
+		ReadTimeout: time.Hour, // It does not find out by itself.
+		ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) {
+			master := old.Addr()
+			if moved.Load() {
+				master = addr
+			}
+			return []redis.ClusterSlot{{Start: 0, End: 16383, Nodes: []redis.ClusterNode{{Addr: master}}}}, nil
+		},
+	})
+	defer client.Close()
+	const lease = 1400 * time.Millisecond
+	renew := renewed(t, idempotency.NewRedis(client), lease)
+	require.NoError(t, renew(t.Context()))
+	require.NoError(t, old.Shut(netfault.Dead))
+	moved.Store(true)
+	require.Eventually(t, func() bool {
+		ctx, end := context.WithTimeout(t.Context(), lease/3)
+		defer end()
+		return renew(ctx) == nil
+	}, 20*time.Second, time.Millisecond)
+}
+
 // A renewal that was not sent is none: go-redis tells no command of a pipeline why its
 // connection could not be set up, if Redis itself said so.
 func TestRedisRenewalThatIsNotSent(t *testing.T) {
 	server := miniredis.RunT(t)
 	server.RequireAuth("old")
 	password := "old"
-	client := redis.NewClient(&redis.Options{Addr: server.Addr(), CredentialsProvider: func() (string, string) { return "", password }})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), CredentialsProvider: func() (string, string) { return "", password },
+		ConnMaxIdleTime: time.Nanosecond}) // It makes a connection for each command, and so is no way out.
 	defer client.Close()
 	b := idempotency.NewRedis(client)
 	mustClaim(t, b, keyOf("k"), claimOf("mine"), lease(time.Hour))

@@ -51,7 +51,8 @@ import (
 // Renewals have a connection of their own, which is made like those of the pool when a
 // claim is first renewed: a pool whose connections are all in use costs no claim. Those
 // that come at once share a statement. While some hang there are more connections, at most
-// 256 for each lease that claims have. See [Backend.Close].
+// 256 for each lease that claims have. If no connection can be had, such as over the limit
+// of a role, one batch at a time is sent by the pool. See [Backend.Close].
 //
 // A full disk is [idempotency.ErrFull]. While the database is full or read-only, a
 // stored response is still replayed.
@@ -123,6 +124,9 @@ const (
 type renewals struct {
 	pool *pgxpool.Pool // connections that only these renewals use
 	due  *batch.Queue[renewal]
+	// The backend's pool serves renewals if there is no connection to be had for them, and
+	// those with progress apart.
+	byPool, stepsByPool batch.Other
 }
 
 // renewalsOf returns what renews the claims with a lease.
@@ -141,7 +145,7 @@ func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
 			*connect = mostConnecting
 		}
 		pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
-		return &renewals{pool, batch.New[renewal](lease)}, err
+		return &renewals{pool: pool, due: batch.New[renewal](lease)}, err
 	})
 }
 

@@ -41,7 +41,9 @@ func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, p
 	if progress == nil {
 		err := again(ctx, func() error {
 			return renewals.due.Do(ctx, r, func(ctx context.Context, due []renewal) []error {
-				return b.renewBatch(ctx, renewals.pool, due)
+				return renewals.byPool.Send(ctx, r.terms.Lease,
+					func() []error { return b.renewBatch(ctx, renewals.pool, due) },
+					func() []error { return b.renewBatch(ctx, b.pool, due) }, failed)
 			})
 		})
 		if !errors.Is(err, errGone) {
@@ -50,7 +52,17 @@ func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, p
 	}
 	ctx, end := context.WithTimeout(ctx, batch.Time(r.terms.Lease))
 	defer end()
-	return b.put(ctx, renewals.pool, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)
+	by := func(pool *pgxpool.Pool) func() []error {
+		return func() []error {
+			return []error{b.put(ctx, pool, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)}
+		}
+	}
+	return renewals.stepsByPool.Send(ctx, r.terms.Lease, by(renewals.pool), by(b.pool), failed)[0]
+}
+
+// failed reports whether a renewal may succeed over other connections.
+func failed(err error) bool {
+	return err != nil && !errors.Is(err, errGone) && !errors.Is(err, errRaced) && !errors.Is(err, idempotency.ErrClaimLost)
 }
 
 // errGone is a renewal whose claim is not there. It is sent alone, and may restore that.

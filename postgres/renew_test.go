@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -269,4 +270,40 @@ func TestRenewalsOverASlowConnection(t *testing.T) {
 	defer end()
 	_ = b.Renew(ctx, key, own, short, nil) // It makes a connection, whether in time or not.
 	require.Greater(t, <-left, 2*batch.Time(short.Lease))
+}
+
+// Claims are renewed over the pool's connections if no other can be had, such as one over
+// the role's limit.
+func TestRenewalsWithoutAConnection(t *testing.T) {
+	for _, how := range []string{"refused", "silent"} {
+		t.Run(how, func(t *testing.T) {
+			var ends atomic.Bool
+			pool := newPool(t, func(c *pgxpool.Config) {
+				dial := c.ConnConfig.DialFunc
+				c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					switch {
+					case !ends.Load():
+						return dial(ctx, network, addr)
+					case how == "silent":
+						<-ctx.Done()
+					}
+					return nil, errors.New("no connection to be had")
+				}
+			})
+			b := postgres.New(pool, postgres.WithTable(tableName(t, pool)))
+			defer b.Close()
+			require.NoError(t, b.Migrate(t.Context()))
+			short := idempotency.Terms{Lease: time.Second, Trace: time.Hour}
+			key, own := claim(t, b, short)
+			ends.Store(true)
+			for _, progress := range [][]byte{nil, []byte("progress")} {
+				require.NoError(t, b.Renew(t.Context(), key, own, short, progress))
+			}
+			rec, _, ok, err := b.Lookup(t.Context(), key)
+			require.NoError(t, err)
+			require.True(t, ok)
+			require.Equal(t, idempotency.StateOutstanding, rec.State)
+			require.Equal(t, []byte("progress"), rec.Progress)
+		})
+	}
 }

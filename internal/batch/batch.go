@@ -27,9 +27,9 @@ func patience(lease, left time.Duration) time.Duration {
 }
 
 // Queue sends the renewals of claims with one lease together: those that come while a batch
-// is under way go with the next. One batch is under way at once, and another beside each that
+// is under way go with the next, each once. One batch is under way at once, and another beside each that
 // hangs. It is safe for concurrent use.
-type Queue[Call any] struct {
+type Queue[Call comparable] struct {
 	lease time.Duration
 	mu    sync.Mutex
 	next  *batch[Call] // nil unless calls wait
@@ -38,8 +38,9 @@ type Queue[Call any] struct {
 }
 
 // batch is calls that are sent together.
-type batch[Call any] struct {
+type batch[Call comparable] struct {
 	calls []Call
+	place map[Call]int // of each in calls
 	ctx   context.Context // of its first call
 	send  func(context.Context, []Call) []error
 	hangs *time.Timer   // ends its time to hold up the next
@@ -48,7 +49,7 @@ type batch[Call any] struct {
 }
 
 // New returns a queue for renewals of claims with this lease.
-func New[Call any](lease time.Duration) *Queue[Call] { return &Queue[Call]{lease: lease} }
+func New[Call comparable](lease time.Duration) *Queue[Call] { return &Queue[Call]{lease: lease} }
 
 // Do sends a call with a batch, and returns its error, or the cause of ctx if that ends
 // first. send gets the calls of a batch, and returns an error for each, in their order. A
@@ -72,10 +73,15 @@ func (q *Queue[Call]) add(ctx context.Context, call Call, send func(context.Cont
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.next == nil {
-		q.next = &batch[Call]{ctx: context.WithoutCancel(ctx), send: send, done: make(chan struct{})}
+		q.next = &batch[Call]{place: make(map[Call]int), ctx: context.WithoutCancel(ctx), send: send, done: make(chan struct{})}
 	}
-	mine, i = q.next, len(q.next.calls)
-	mine.calls = append(mine.calls, call)
+	mine = q.next
+	i, waits := mine.place[call]
+	if !waits {
+		i = len(mine.calls)
+		mine.place[call] = i
+		mine.calls = append(mine.calls, call)
+	}
 	if q.sent == nil {
 		q.begin()
 	}

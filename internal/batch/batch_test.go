@@ -55,6 +55,7 @@ func TestQueue(t *testing.T) {
 		run  func(t *testing.T, q *Queue[int], s *store)
 	}{
 		{"what comes meanwhile goes with the next", goTogether},
+		{"what waits already goes once", once},
 		{"beside one that hangs another is sent", besideOneThatHangs},
 		{"one that is given up is sent all the same", givenUpIsSent},
 		{"one that is given up before is not sent", givenUpBefore},
@@ -91,6 +92,16 @@ func goTogether(t *testing.T, q *Queue[int], s *store) {
 	require.Equal(t, []int{0}, s.sent[0])
 	require.Len(t, s.sent[1], 99)
 	require.Equal(t, 2*roundTrip, time.Since(start))
+}
+
+func once(t *testing.T, q *Queue[int], s *store) {
+	begin(t.Context(), q, 0, s.taking(roundTrip))
+	for _, call := range []int{2, 3, 2, 3} {
+		begin(t.Context(), q, call, s.taking(roundTrip))
+	}
+	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
+	require.Equal(t, [][]int{{0}, {2, 3}}, s.sent)
+	require.EqualError(t, q.Do(t.Context(), 3, s.taking(roundTrip)), "of 3")
 }
 
 func besideOneThatHangs(t *testing.T, q *Queue[int], s *store) {
