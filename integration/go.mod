@@ -4,7 +4,11 @@ module github.com/idempotency-go/idempotency/integration
 
 go 1.25.0
 
-replace github.com/idempotency-go/idempotency => ../
+replace (
+	github.com/idempotency-go/idempotency => ../
+	github.com/idempotency-go/idempotency/echo => ../echo
+	github.com/idempotency-go/idempotency/gin => ../gin
+)
 
 require (
 	github.com/chromedp/cdproto v0.159.0
@@ -14,9 +18,11 @@ require (
 	github.com/gorilla/handlers v1.5.2
 	github.com/gorilla/mux v1.8.1
 	github.com/hashicorp/go-retryablehttp v0.7.8
-	github.com/idempotency-go/idempotency v0.0.0-00010101000000-000000000000
+	github.com/idempotency-go/idempotency v0.1.0
+	github.com/idempotency-go/idempotency/echo v0.1.0
+	github.com/idempotency-go/idempotency/gin v0.1.0
 	github.com/klauspost/compress v1.20.3
-	github.com/labstack/echo/v4 v4.16.0
+	github.com/labstack/echo/v5 v5.4.4
 	github.com/prometheus/client_golang v1.24.1
 	github.com/prometheus/common v0.70.1
 	github.com/prometheus/prometheus v0.312.0
@@ -56,7 +62,6 @@ require (
 	github.com/hashicorp/go-cleanhttp v0.5.2 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/klauspost/cpuid/v2 v2.3.0 // indirect
-	github.com/labstack/gommon v0.5.0 // indirect
 	github.com/leodido/go-urn v1.4.0 // indirect
 	github.com/mattn/go-colorable v0.1.15 // indirect
 	github.com/mattn/go-isatty v0.0.22 // indirect
@@ -71,8 +76,6 @@ require (
 	github.com/redis/go-redis/v9 v9.22.0 // indirect
 	github.com/twitchyliquid64/golang-asm v0.15.1 // indirect
 	github.com/ugorji/go/codec v1.3.1 // indirect
-	github.com/valyala/bytebufferpool v1.0.0 // indirect
-	github.com/valyala/fasttemplate v1.2.2 // indirect
 	github.com/x448/float16 v0.8.4 // indirect
 	go.mongodb.org/mongo-driver/v2 v2.5.0 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
