@@ -35,6 +35,7 @@ func TestWriterTells(t *testing.T) {
 		views <- look(c)
 		c.Status(http.StatusTeapot)
 		_, _ = c.Writer.WriteString(" \n")
+		c.Writer.Flush() // What is held back stays so.
 		views <- look(c)
 		views <- view{outer.Status(), outer.Size(), outer.Written()}
 	})
@@ -131,16 +132,18 @@ func TestStream(t *testing.T) {
 	s.requireOutcome(idempotency.NotStored)
 }
 
-// A client that leaves ends Gin's streaming.
+// A flush writes the header, and a client that leaves ends Gin's streaming.
 func TestCloseNotify(t *testing.T) {
 	s := newService(t)
 	left := make(chan bool, 1)
 	s.POST("/", idempotencygin.Middleware(s.once), func(c *gin.Context) {
-		c.SSEvent("message", "one")
+		c.Header("Content-Type", "text/event-stream")
+		c.Status(http.StatusAccepted)
 		c.Writer.Flush()
 		left <- <-c.Writer.CloseNotify()
 	})
 	resp := s.open("/", "k")
+	require.Equal(t, http.StatusAccepted, resp.StatusCode)
 	require.NoError(t, resp.Body.Close())
 	require.True(t, await(t, left))
 }
