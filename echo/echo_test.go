@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -77,6 +78,8 @@ func TestAnswersByItself(t *testing.T) {
 	views, begun, end := make(chan view, 1), make(chan bool, 1), make(chan bool)
 	var between, runs atomic.Int64
 	s := newService(t)
+	release := sync.OnceFunc(func() { close(end) })
+	t.Cleanup(release)
 	s.POST("/", func(c *echo.Context) error {
 		runs.Add(1)
 		begun <- true
@@ -102,7 +105,7 @@ func TestAnswersByItself(t *testing.T) {
 	require.Equal(t, http.StatusConflict, outstanding.status)
 	require.Equal(t, "1", outstanding.header.Get("Retry-After"))
 	require.Equal(t, view{http.StatusConflict, true, nil}, await(t, views))
-	close(end)
+	release()
 	require.Equal(t, http.StatusCreated, await(t, first).status)
 	require.Equal(t, view{http.StatusCreated, true, nil}, await(t, views))
 	require.True(t, s.post("/", "k").replayed)

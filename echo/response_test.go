@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"testing"
 
 	"github.com/idempotency-go/idempotency"
@@ -73,6 +74,8 @@ func TestStatusAlone(t *testing.T) {
 func TestFlush(t *testing.T) {
 	received := make(chan struct{})
 	s := newService(t)
+	release := sync.OnceFunc(func() { close(received) })
+	t.Cleanup(release)
 	s.POST("/", func(c *echo.Context) error {
 		c.Response().Header().Set("Content-Type", "text/event-stream")
 		for _, data := range []string{"one", "two"} {
@@ -88,7 +91,7 @@ func TestFlush(t *testing.T) {
 	line, err := body.ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "data: one\n", line)
-	close(received)
+	release()
 	rest, err := io.ReadAll(body)
 	require.NoError(t, err)
 	require.Contains(t, string(rest), "data: two")

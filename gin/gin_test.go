@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -70,6 +71,8 @@ func TestAbort(t *testing.T) {
 	views, begun, end := make(chan view, 1), make(chan bool, 1), make(chan bool)
 	var between, runs atomic.Int64
 	s := newService(t)
+	release := sync.OnceFunc(func() { close(end) })
+	t.Cleanup(release)
 	s.POST("/", func(c *gin.Context) {
 		defer func() { views <- view{c.Writer.Status(), c.IsAborted()} }()
 		c.Next()
@@ -86,7 +89,7 @@ func TestAbort(t *testing.T) {
 	require.Equal(t, http.StatusConflict, outstanding.status)
 	require.Equal(t, "1", outstanding.header.Get("Retry-After"))
 	require.Equal(t, view{http.StatusConflict, true}, await(t, views))
-	close(end)
+	release()
 	require.Equal(t, http.StatusCreated, await(t, first).status)
 	require.Equal(t, view{http.StatusCreated, false}, await(t, views))
 	require.True(t, s.post("/", "k").replayed)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"net/http"
+	"sync"
 	"testing"
 
 	"github.com/gin-gonic/gin"
@@ -106,6 +107,8 @@ func TestNoRoute(t *testing.T) {
 func TestStream(t *testing.T) {
 	received := make(chan struct{})
 	s := newService(t)
+	release := sync.OnceFunc(func() { close(received) })
+	t.Cleanup(release)
 	s.POST("/", idempotencygin.Middleware(s.once), func(c *gin.Context) {
 		first := true
 		c.Stream(func(io.Writer) bool {
@@ -125,7 +128,7 @@ func TestStream(t *testing.T) {
 	line, err := body.ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "event:message\n", line)
-	close(received)
+	release()
 	rest, err := io.ReadAll(body)
 	require.NoError(t, err)
 	require.Contains(t, string(rest), "data:two")

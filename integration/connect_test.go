@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -132,6 +133,8 @@ func TestConnect(t *testing.T) {
 					return connect.NewResponse(answer), err
 				}, connectHandlerOptions()))
 			s := o.serve(o.once(mux))
+			release := sync.OnceFunc(func() { close(end) })
+			t.Cleanup(release)
 			c := connect.NewClient[structpb.Struct, structpb.Struct](http.DefaultClient, s.URL+chargeProcedure, opts...)
 
 			first, err := charge(t, c, "k", "alice")
@@ -158,7 +161,7 @@ func TestConnect(t *testing.T) {
 			_, err = charge(t, c, "slow", "slow")
 			requireRefused(t, err, connect.CodeAborted, "1")
 			require.Equal(t, idempotency.Outstanding, o.event().Outcome)
-			close(end)
+			release()
 			require.NoError(t, await(t, slow, "answer"))
 			require.Equal(t, idempotency.Stored, o.event().Outcome)
 			require.EqualValues(t, 2, runs.Load())
