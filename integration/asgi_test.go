@@ -60,8 +60,7 @@ func answerFromASGI(old redis.Cmdable) func(http.Handler) http.Handler {
 	}
 }
 
-// TestFromASGI begins with what asgi-idempotency-header leaves in Redis, in which our records
-// lie beside it.
+// TestFromASGI begins with what asgi-idempotency-header leaves in Redis.
 func TestFromASGI(t *testing.T) {
 	server := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), MaxRetries: -1, DialerRetries: 1})
@@ -72,13 +71,15 @@ func TestFromASGI(t *testing.T) {
 		_, _ = server.ZAdd(keys, soon, key)
 		require.NoError(t, server.Set(responses+key, `{"payment": 7}`))
 	}
-	require.NoError(t, server.Set(responses+"answered"+"status-code", "202"))
+	for _, key := range []string{"answered", "without a body"} {
+		require.NoError(t, server.Set(responses+key+"status-code", "202"))
+	}
+	_, _ = server.ZAdd(keys, soon, "without a body")
 	_, _ = server.ZAdd(keys, soon, "broken off")
 	_, _ = server.ZAdd(keys, past, "expired")
 
-	o, till := newOrderTest(t), &paymentTill{}
-	once := idempotency.New(idempotency.NewRedis(client), asgiSettings()...)
-	s := o.serve(answerFromASGI(client)(once(till)))
+	o, till := newOrderTest(t, asgiSettings()...), &paymentTill{}
+	s := o.serve(answerFromASGI(client)(o.once(till)))
 	for _, test := range []struct {
 		key, body string
 		status    int
@@ -87,6 +88,7 @@ func TestFromASGI(t *testing.T) {
 	}{
 		{"answered", `{"payment": 7}`, http.StatusAccepted, true, 0},
 		{"without a status", "", http.StatusConflict, false, 0},
+		{"without a body", "", http.StatusConflict, false, 0},
 		{"broken off", "", http.StatusConflict, false, 0},
 		{"expired", `{"payment":1}`, http.StatusCreated, false, 1},
 		{"expired", `{"payment":1}`, http.StatusCreated, true, 1},
