@@ -11,8 +11,8 @@ import (
 	"github.com/gorilla/handlers"
 	"github.com/idempotency-go/idempotency"
 	"github.com/klauspost/compress/gzhttp"
-	"github.com/labstack/echo/v4"
-	echomiddleware "github.com/labstack/echo/v4/middleware"
+	"github.com/labstack/echo/v5"
+	echomiddleware "github.com/labstack/echo/v5/middleware"
 	"github.com/stretchr/testify/require"
 )
 

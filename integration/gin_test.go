@@ -1,10 +1,7 @@
 package integration
 
 import (
-	"bufio"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -12,77 +9,12 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/idempotency-go/idempotency"
+	idempotencygin "github.com/idempotency-go/idempotency/gin"
 	"github.com/klauspost/compress/gzhttp"
 	"github.com/stretchr/testify/require"
 )
 
 func init() { gin.SetMode(gin.ReleaseMode) }
-
-// ginMiddleware makes middleware for net/http into middleware for Gin, which has
-// no such adapter itself. The handlers inside write to what m gives them, and
-// what is outside finds the context as it was: its writer, and its request,
-// whose context does not end with the handlers.
-func ginMiddleware(m func(http.Handler) http.Handler) gin.HandlerFunc {
-	return func(c *gin.Context) {
-		request, writer, ran := c.Request, c.Writer, false
-		m(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ran = true
-			inner := &ginWriter{ResponseWriter: writer, w: w, status: writer.Status(), size: -1}
-			c.Request, c.Writer = r, inner
-			defer func() { c.Request, c.Writer = request, writer }()
-			c.Next()
-			inner.WriteHeaderNow() // c.Status alone leaves that to Gin.
-		})).ServeHTTP(writer, request)
-		if !ran {
-			c.Abort() // Otherwise Gin goes on to the handlers by itself.
-		}
-	}
-}
-
-// ginWriter is a gin.ResponseWriter that writes to w.
-type ginWriter struct {
-	gin.ResponseWriter
-	w            http.ResponseWriter
-	status, size int // size is -1 until the header is written
-}
-
-func (g *ginWriter) Unwrap() http.ResponseWriter { return g.w }
-func (g *ginWriter) Header() http.Header         { return g.w.Header() }
-func (g *ginWriter) Status() int                 { return g.status }
-func (g *ginWriter) Size() int                   { return g.size }
-func (g *ginWriter) Written() bool               { return g.size >= 0 }
-
-func (g *ginWriter) WriteHeader(status int) {
-	if status > 0 && !g.Written() {
-		g.status = status
-	}
-}
-
-func (g *ginWriter) WriteHeaderNow() {
-	if !g.Written() {
-		g.size = 0
-		g.w.WriteHeader(g.status)
-	}
-}
-
-func (g *ginWriter) Write(p []byte) (int, error) {
-	g.WriteHeaderNow()
-	n, err := g.w.Write(p)
-	g.size += n
-	return n, err
-}
-
-func (g *ginWriter) WriteString(s string) (int, error) { return g.Write([]byte(s)) }
-
-func (g *ginWriter) Flush() {
-	g.WriteHeaderNow()
-	_ = http.NewResponseController(g.w).Flush()
-}
-
-func (g *ginWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	g.size = max(g.size, 0)
-	return http.NewResponseController(g.w).Hijack()
-}
 
 // ginPayment answers with what Gin has found in the path.
 func ginPayment(runs *atomic.Int64) gin.HandlerFunc {
@@ -95,42 +27,13 @@ func ginPayment(runs *atomic.Int64) gin.HandlerFunc {
 	}
 }
 
-// TestGinRouting puts the middleware wherever Gin has a place for it.
-func TestGinRouting(t *testing.T) {
-	const path = "/v1/accounts/:account"
-	for name, build := range map[string]func(once layer, h gin.HandlerFunc) http.Handler{
-		"around the engine": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.POST(path, h)
-			return once(e)
-		},
-		"Use": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.Use(ginMiddleware(once))
-			e.POST(path, h)
-			return e
-		},
-		"Group": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.Group("/v1", ginMiddleware(once)).POST("/accounts/:account", h)
-			return e
-		},
-		"on the route": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.POST(path, ginMiddleware(once), h)
-			return e
-		},
-		"Use and on the route": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.Use(ginMiddleware(once))
-			e.POST(path, ginMiddleware(once), h)
-			return e
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			requireRunsOnce(t, func(once layer, runs *atomic.Int64) http.Handler { return build(once, ginPayment(runs)) }, "application/json; charset=utf-8")
-		})
-	}
+// TestGinAround puts the middleware around the engine: all of Gin is inside.
+func TestGinAround(t *testing.T) {
+	requireRunsOnce(t, func(once layer, runs *atomic.Int64) http.Handler {
+		e := gin.New()
+		e.POST("/v1/accounts/:account", ginPayment(runs))
+		return once(e)
+	}, "application/json; charset=utf-8")
 }
 
 // TestGinWrapH serves a handler of net/http, middleware and all, on a route.
@@ -142,57 +45,6 @@ func TestGinWrapH(t *testing.T) {
 	_, retry := s.twice("/pay", idempotency.Stored, idempotency.Replayed)
 	require.Equal(t, http.StatusCreated, retry.status)
 	require.Equal(t, `{"payment":1}`, retry.body)
-}
-
-// TestGinStatusAlone has a handler that sets a status and writes nothing.
-func TestGinStatusAlone(t *testing.T) {
-	o := newOrderTest(t, idempotency.WithContentTypes("*"))
-	e := gin.New()
-	e.Use(ginMiddleware(o.once))
-	e.POST("/pay", func(c *gin.Context) { c.Status(http.StatusAccepted) })
-	s := o.serve(e)
-	first, retry := s.twice("/pay", idempotency.Stored, idempotency.Replayed)
-	require.Equal(t, http.StatusAccepted, first.status)
-	require.Equal(t, http.StatusAccepted, retry.status)
-	o.requireStored(http.StatusAccepted, "")
-}
-
-// TestGinNotFound has Gin answer for a path that it does not know: it runs the
-// middleware first, and answers after it.
-func TestGinNotFound(t *testing.T) {
-	o := newOrderTest(t)
-	e := gin.New()
-	e.Use(ginMiddleware(o.once))
-	s := o.serve(e)
-	first, retry := s.twice("/nowhere", idempotency.NotStored, idempotency.NotStored)
-	for _, answer := range []orderAnswer{first, retry} {
-		require.Equal(t, http.StatusNotFound, answer.status)
-		require.Equal(t, "404 page not found", answer.body)
-	}
-}
-
-// TestGinContextAfterwards has middleware outside look at Gin's context when the
-// rest is done.
-func TestGinContextAfterwards(t *testing.T) {
-	o := newOrderTest(t)
-	type view struct {
-		ended, same bool
-		status      int
-		aborted     bool
-	}
-	views := make(chan view, 2)
-	e := gin.New()
-	e.Use(func(c *gin.Context) {
-		request, writer := c.Request, c.Writer
-		c.Next()
-		views <- view{c.Request.Context().Err() != nil, c.Request == request && c.Writer == writer, c.Writer.Status(), c.IsAborted()}
-	}, ginMiddleware(o.once))
-	var runs atomic.Int64
-	e.POST("/", ginPayment(&runs))
-	s := o.serve(e)
-	s.twice("/", idempotency.Stored, idempotency.Replayed)
-	require.Equal(t, view{false, true, http.StatusCreated, false}, await(t, views, "view"))
-	require.Equal(t, view{false, true, http.StatusCreated, true}, await(t, views, "view"))
 }
 
 // naiveGin is what comes to mind first: it hands on the request, but leaves Gin
@@ -228,37 +80,12 @@ func TestGinNaiveAdapter(t *testing.T) {
 func ginStack(order string, once layer, m gin.HandlerFunc, h gin.HandlerFunc) http.Handler {
 	e := gin.New()
 	if order == outside {
-		e.Use(m, ginMiddleware(once))
+		e.Use(m, idempotencygin.Middleware(once))
 	} else {
-		e.Use(ginMiddleware(once), m)
+		e.Use(idempotencygin.Middleware(once), m)
 	}
 	e.POST("/", h)
 	return e
-}
-
-// TestGinRecovery shows that outside of a recoverer a panic is a response like
-// any other. Gin's makes an empty 200 of http.ErrAbortHandler.
-func TestGinRecovery(t *testing.T) {
-	for _, test := range []struct {
-		value  any
-		status int
-	}{{"no such account", http.StatusInternalServerError}, {http.ErrAbortHandler, http.StatusOK}} {
-		for order, outcome := range map[string]idempotency.Outcome{outside: idempotency.Panicked, inside: idempotency.NotStored} {
-			t.Run(fmt.Sprint(test.value, ", ", order), func(t *testing.T) {
-				runs := 0
-				o := newOrderTest(t)
-				s := o.serve(ginStack(order, o.once, gin.RecoveryWithWriter(io.Discard), func(*gin.Context) {
-					runs++
-					panic(test.value)
-				}))
-				first, retry := s.twice("/", outcome, outcome)
-				require.Equal(t, test.status, first.status)
-				require.Equal(t, test.status, retry.status)
-				require.Equal(t, 2, runs)
-				o.requireNothingStored()
-			})
-		}
-	}
 }
 
 // TestGinLogger counts what a logger sees: outside each request, inside only the
@@ -302,7 +129,7 @@ func TestGinCompression(t *testing.T) {
 	var runs atomic.Int64
 	o := newOrderTest(t)
 	e := gin.New()
-	e.Use(ginMiddleware(o.once))
+	e.Use(idempotencygin.Middleware(o.once))
 	e.POST("/", gin.WrapH(statement(&runs)))
 	s := o.serve(gzhttp.GzipHandler(e))
 	first, retry := s.twice("/", idempotency.Stored, idempotency.Replayed, "Accept-Encoding", "gzip")
@@ -312,54 +139,14 @@ func TestGinCompression(t *testing.T) {
 	}
 }
 
-// TestGinStream uses Gin's own streaming, which asks its writer for an
-// http.CloseNotifier and does not take no for an answer.
-func TestGinStream(t *testing.T) {
-	for name, build := range map[string]func(once layer, h gin.HandlerFunc) http.Handler{
-		"Use": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.POST("/", ginMiddleware(once), h)
-			return e
-		},
-		"around the engine": func(once layer, h gin.HandlerFunc) http.Handler {
-			e := gin.New()
-			e.POST("/", h)
-			return once(e)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			received := make(chan struct{})
-			o := newOrderTest(t)
-			s := o.serve(build(o.once, func(c *gin.Context) {
-				first := true
-				c.Stream(func(w io.Writer) bool {
-					if first {
-						c.SSEvent("message", "one")
-						first = false
-						return true
-					}
-					hold(received)
-					c.SSEvent("message", "two")
-					return false
-				})
-			}))
-			resp, err := s.open(http.MethodPost, "/", "k", "")
-			if name == "around the engine" {
-				require.Error(t, err)
-				require.Equal(t, idempotency.Panicked, o.event().Outcome)
-				return
-			}
-			require.NoError(t, err)
-			defer resp.Body.Close()
-			body := bufio.NewReader(resp.Body)
-			line, err := body.ReadString('\n')
-			require.NoError(t, err)
-			require.Equal(t, "event:message\n", line)
-			close(received)
-			rest, err := io.ReadAll(body)
-			require.NoError(t, err)
-			require.Contains(t, string(rest), "data:two")
-			require.Equal(t, idempotency.NotStored, o.event().Outcome)
-		})
-	}
+// TestGinStreamAround uses Gin's own streaming, which asks its writer for an
+// http.CloseNotifier and does not take no for an answer: around the engine it has none.
+func TestGinStreamAround(t *testing.T) {
+	o := newOrderTest(t)
+	e := gin.New()
+	e.POST("/", func(c *gin.Context) { c.Stream(func(io.Writer) bool { return false }) })
+	s := o.serve(o.once(e))
+	_, err := s.open(http.MethodPost, "/", "k", "")
+	require.Error(t, err)
+	require.Equal(t, idempotency.Panicked, o.event().Outcome)
 }

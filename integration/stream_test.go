@@ -16,7 +16,9 @@ import (
 	"github.com/gorilla/handlers"
 	"github.com/gorilla/mux"
 	"github.com/idempotency-go/idempotency"
-	"github.com/labstack/echo/v4"
+	idempotencyecho "github.com/idempotency-go/idempotency/echo"
+	idempotencygin "github.com/idempotency-go/idempotency/gin"
+	"github.com/labstack/echo/v5"
 	"github.com/stretchr/testify/require"
 )
 
@@ -64,7 +66,7 @@ func chains() []chain {
 		}},
 		chain{"Gin Use", func(once layer, h http.Handler) http.Handler {
 			e := gin.New()
-			e.Use(ginMiddleware(once))
+			e.Use(idempotencygin.Middleware(once))
 			e.POST("/", gin.WrapH(h))
 			return e
 		}},
@@ -75,7 +77,7 @@ func chains() []chain {
 		}},
 		chain{"Echo Use", func(once layer, h http.Handler) http.Handler {
 			e := newEcho()
-			e.Use(echoMiddleware(once))
+			e.Use(idempotencyecho.Middleware(once))
 			e.POST("/", echo.WrapHandler(h))
 			return e
 		}},
