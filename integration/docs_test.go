@@ -48,15 +48,15 @@ func files(t *testing.T, endings ...string) map[string]string {
 }
 
 // Every code block is compiled: a program by itself, and anything else as a part
-// of a file that is, which has it word for word. So are statements in SQL.
+// of a file that is, which has it word for word. So are statements in SQL, and scripts.
 func TestDocumentedCode(t *testing.T) {
-	sources := files(t, ".go", ".sql")
+	sources := files(t, ".go", ".sql", ".mjs")
 	blocks := 0
 	for path, text := range documents(t) {
 		for _, block := range fence.FindAllStringSubmatch(text, -1) {
 			language, code := block[1], block[2]
 			switch language {
-			case "go", "sql":
+			case "go", "sql", "js":
 				blocks++
 				if strings.HasPrefix(code, "package main\n") {
 					build(t, code)
@@ -85,7 +85,7 @@ func contains(source, code string) bool {
 	lines, want := strings.Split(source, "\n"), strings.Split(strings.TrimSuffix(code, "\n"), "\n")
 	for i := range len(lines) - len(want) + 1 {
 		indent, found := strings.CutSuffix(lines[i], want[0])
-		if !found || strings.Trim(indent, "\t") != "" {
+		if !found || strings.Trim(indent, "\t ") != "" {
 			continue
 		}
 		same := true

@@ -1,4 +1,4 @@
-package integration
+package suites
 
 import (
 	"bytes"
@@ -32,11 +32,11 @@ func newOperation(ctx context.Context, url, body string) (*retryablehttp.Request
 	return req, err
 }
 
-// retryOutstanding is a CheckRetry: the default policy gives up at a 409, of
-// which one with Retry-After says that the first request still runs.
-func retryOutstanding(ctx context.Context, resp *http.Response, err error) (bool, error) {
-	if err == nil && ctx.Err() == nil && resp.StatusCode == http.StatusConflict && resp.Header.Get("Retry-After") != "" {
-		return true, nil
+// retryAsTold is a CheckRetry: the default policy gives up at a 409 also if the first
+// request still runs, and sends again what can get no other answer.
+func retryAsTold(ctx context.Context, resp *http.Response, err error) (bool, error) {
+	if err == nil && ctx.Err() == nil && resp.Header.Get("X-Should-Retry") != "" {
+		return resp.Header.Get("X-Should-Retry") == "true", nil
 	}
 	return retryablehttp.DefaultRetryPolicy(ctx, resp, err)
 }
@@ -142,10 +142,10 @@ func firstOnly() func(*http.Request) bool {
 }
 
 func TestRetryAfterAnswerWasLost(t *testing.T) {
-	payments := &wirePayments{}
+	payments := &till{}
 	s := newClientServer(t, answerLost(idempotency.New(idempotency.NewMemory())(payments), firstOnly()))
 	client, _ := newRetrying(t)
-	op, err := newOperation(wireContext(t), s.URL, "amount=100")
+	op, err := newOperation(patientContext(t), s.URL, "amount=100")
 	require.NoError(t, err)
 	resp, err := client.Do(op)
 	requirePayment(t, resp, err, true)
@@ -154,7 +154,7 @@ func TestRetryAfterAnswerWasLost(t *testing.T) {
 }
 
 func TestRetryAfterHandlerAborted(t *testing.T) {
-	payments, aborted := &wirePayments{}, firstOnly()
+	payments, aborted := &till{}, firstOnly()
 	var runs atomic.Int32
 	s := newClientServer(t, idempotency.New(idempotency.NewMemory())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		runs.Add(1)
@@ -164,7 +164,7 @@ func TestRetryAfterHandlerAborted(t *testing.T) {
 		payments.ServeHTTP(w, r)
 	})))
 	client, _ := newRetrying(t)
-	op, err := newOperation(wireContext(t), s.URL, "amount=100")
+	op, err := newOperation(patientContext(t), s.URL, "amount=100")
 	require.NoError(t, err)
 	resp, err := client.Do(op)
 	requirePayment(t, resp, err, false)
@@ -186,12 +186,11 @@ func (b *failingClaims) Claim(ctx context.Context, key idempotency.Key, claim id
 }
 
 func TestRetryAfterBackendFailed(t *testing.T) {
-	payments, backend := &wirePayments{}, &failingClaims{Backend: idempotency.NewMemory()}
+	payments, backend := &till{}, &failingClaims{Backend: idempotency.NewMemory()}
 	backend.left.Store(2)
-	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
 	s := newClientServer(t, idempotency.New(backend, quiet)(payments))
 	client, pauses := newRetrying(t)
-	op, err := newOperation(wireContext(t), s.URL, "amount=100")
+	op, err := newOperation(patientContext(t), s.URL, "amount=100")
 	require.NoError(t, err)
 	resp, err := client.Do(op)
 	requirePayment(t, resp, err, false)
@@ -202,9 +201,9 @@ func TestRetryAfterBackendFailed(t *testing.T) {
 
 // heldOperation sends an operation whose handler is held half-way. done is what
 // became of it.
-func heldOperation(t *testing.T, url string, payments *wirePayments) (op *retryablehttp.Request, done chan error) {
+func heldOperation(t *testing.T, url string, payments *till) (op *retryablehttp.Request, done chan error) {
 	t.Helper()
-	op, err := newOperation(wireContext(t), url, "amount=100")
+	op, err := newOperation(patientContext(t), url, "amount=100")
 	require.NoError(t, err)
 	done = make(chan error, 1)
 	first := op.Clone(op.Context())
@@ -222,7 +221,7 @@ func heldOperation(t *testing.T, url string, payments *wirePayments) (op *retrya
 }
 
 func TestDefaultPolicyGivesUpAtOutstanding(t *testing.T) {
-	payments := newHeldWirePayments(t)
+	payments := newHeldTill(t)
 	s := newClientServer(t, idempotency.New(idempotency.NewMemory())(payments))
 	op, done := heldOperation(t, s.URL, payments)
 	client, pauses := newRetrying(t)
@@ -239,11 +238,11 @@ func TestDefaultPolicyGivesUpAtOutstanding(t *testing.T) {
 }
 
 func TestRetryOfOutstanding(t *testing.T) {
-	payments := newHeldWirePayments(t)
+	payments := newHeldTill(t)
 	s := newClientServer(t, idempotency.New(idempotency.NewMemory())(payments))
 	op, done := heldOperation(t, s.URL, payments)
 	client, _ := newRetrying(t)
-	client.CheckRetry = retryOutstanding
+	client.CheckRetry = retryAsTold
 	var pauses []time.Duration
 	asTold := noPauses(waitAsTold, &pauses)
 	client.Backoff = func(least, most time.Duration, attempt int, resp *http.Response) time.Duration {
@@ -264,8 +263,8 @@ func TestRetryLeavesOtherConflictsAlone(t *testing.T) {
 	s := newClientServer(t, idempotency.New(idempotency.NewMemory(), idempotency.WithAtMostOnce())(
 		http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })))
 	client, pauses := newRetrying(t)
-	client.CheckRetry = retryOutstanding
-	op, err := newOperation(wireContext(t), s.URL, "amount=100")
+	client.CheckRetry = retryAsTold
+	op, err := newOperation(patientContext(t), s.URL, "amount=100")
 	require.NoError(t, err)
 	resp, err := client.Do(op)
 	require.NoError(t, err)
@@ -293,7 +292,7 @@ func (b *toldClaims) Claim(ctx context.Context, key idempotency.Key, claim idemp
 // TestServerWaitsForOutstanding needs nothing of the client: with WithWait the
 // server answers the duplicate when it can.
 func TestServerWaitsForOutstanding(t *testing.T) {
-	payments := newHeldWirePayments(t)
+	payments := newHeldTill(t)
 	backend := &toldClaims{idempotency.NewMemory(), make(chan bool, 10_000)}
 	s := newClientServer(t, idempotency.New(backend, idempotency.WithWait(time.Minute))(payments))
 	op, done := heldOperation(t, s.URL, payments)
@@ -341,7 +340,7 @@ func TestTransportSendsAgain(t *testing.T) {
 		{name: "a body without GetBody", header: "Idempotency-Key", oneBody: true, tries: 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			payments, first := &wirePayments{}, firstOnly()
+			payments, first := &till{}, firstOnly()
 			h := idempotency.New(idempotency.NewMemory(), idempotency.WithHeader(c.header))(payments)
 			mux := http.NewServeMux()
 			mux.Handle("POST /", answerLost(h, first))
@@ -349,7 +348,7 @@ func TestTransportSendsAgain(t *testing.T) {
 			s := newClientServer(t, mux)
 			client := newWarmClient(t, s.URL)
 
-			req, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
+			req, err := http.NewRequestWithContext(patientContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
 			require.NoError(t, err)
 			req.Header.Set(c.header, rand.Text())
 			if c.oneBody {
@@ -364,7 +363,7 @@ func TestTransportSendsAgain(t *testing.T) {
 			require.Len(t, s.tries(), 1+c.tries)
 			require.EqualValues(t, 1, payments.runs.Load())
 			// A client that gets no second try from net/http makes it.
-			again, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
+			again, err := http.NewRequestWithContext(patientContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
 			require.NoError(t, err)
 			again.Header = req.Header
 			resp, err = client.Do(again)
@@ -380,7 +379,7 @@ func TestTransportSendsAgain(t *testing.T) {
 func TestTransportSendsAgainAtOnce(t *testing.T) {
 	for _, wait := range []time.Duration{0, time.Minute} {
 		t.Run(wait.String(), func(t *testing.T) {
-			payments, first := newHeldWirePayments(t), firstOnly()
+			payments, first := newHeldTill(t), firstOnly()
 			backend := &toldClaims{idempotency.NewMemory(), make(chan bool, 1000)}
 			h := idempotency.New(backend, idempotency.WithWait(wait))(payments)
 			over := make(chan struct{})
@@ -414,7 +413,7 @@ func TestTransportSendsAgainAtOnce(t *testing.T) {
 					close(payments.finish)
 				}
 			}()
-			req, err := http.NewRequestWithContext(wireContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
+			req, err := http.NewRequestWithContext(patientContext(t), http.MethodPost, s.URL, strings.NewReader("amount=100"))
 			require.NoError(t, err)
 			req.Header.Set("Idempotency-Key", rand.Text())
 			resp, err := client.Do(req)
