@@ -40,7 +40,7 @@ type Queue[Call comparable] struct {
 // batch is calls that are sent together.
 type batch[Call comparable] struct {
 	calls []Call
-	place map[Call]int // of each in calls
+	place map[Call]int    // of each in calls
 	ctx   context.Context // of its first call
 	send  func(context.Context, []Call) []error
 	hangs *time.Timer   // ends its time to hold up the next
