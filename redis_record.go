@@ -229,11 +229,13 @@ local progress = redis.call('GETRANGE', KEYS[1], 63, -1)
 redis.call('SET', KEYS[1], '\1\1' .. string.sub(ARGV[1], 3, 50) .. longer .. progress, 'PX', lasts(lease, longer))
 return progress
 `)
-	// renewScript: ARGV are the record of the claim, its lease, and the progress.
+	// renewScript: ARGV are the record of the claim, its lease, the progress, and anything if
+	// a claim that is gone must stay so.
 	renewScript = newScript(readHead + `
 local longer = given()
 local lease = tonumber(ARGV[2])
 if free then
+  if ARGV[4] then return redis.error_reply('ERR the claim is not there') end
   redis.call('SET', KEYS[1], ARGV[1] .. ARGV[3], 'PX', lasts(lease, longer))
   return 1
 end

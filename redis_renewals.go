@@ -78,7 +78,7 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 			}
 			return errs
 		}
-		byClient := func() []error { return b.renewBatch(ctx, b.client, due, renewScript.byText) } // Its servers may not have the script.
+		byClient := func() []error { return b.renewBatch(ctx, b.client, due, onlyIfThere) }
 		return queue.byClient.Send(ctx, terms.Lease, own, byClient, notRenewed)
 	})
 	switch {
@@ -89,6 +89,12 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 		return fmt.Errorf("idempotency: redis: %w", err)
 	}
 	return err
+}
+
+// onlyIfThere is the command for what may come late, when its claim has been released. It has
+// the script's text: the client's servers may not have the script.
+func onlyIfThere(name string, argv ...any) []any {
+	return renewScript.byText(name, append(argv, "only if there")...)
 }
 
 func isNoScript(err error) bool { return redis.HasErrorPrefix(err, "NOSCRIPT") }

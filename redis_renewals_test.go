@@ -312,6 +312,14 @@ func TestRedisRenewalsWithoutAConnection(t *testing.T) {
 				require.Equal(t, idempotency.StateOutstanding, rec.State)
 				require.Equal(t, []byte("progress"), rec.Progress)
 				require.Greater(t, left, time.Hour)
+
+				forgotten, err := b.Forget(t.Context(), keyOf("k"), rec)
+				require.NoError(t, err)
+				require.True(t, forgotten)
+				require.Error(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), traced(2*time.Second, time.Hour), nil))
+				_, _, ok, err = b.Lookup(t.Context(), keyOf("k"))
+				require.NoError(t, err)
+				require.False(t, ok, "it may have been sent before its claim was released")
 			})
 		}
 	})
