@@ -15,24 +15,20 @@ type Leases[T any] struct {
 }
 
 // Get returns the thing of a lease. If there is none yet, it is made.
-func (l *Leases[T]) Get(lease time.Duration, make func() (T, error)) (T, error) {
+func (l *Leases[T]) Get(lease time.Duration, new func() (T, error)) (T, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if of, ok := l.made[lease]; ok {
 		return of, nil
 	}
-	of, err := make()
+	of, err := new()
 	if err == nil {
-		l.set(lease, of)
+		if l.made == nil {
+			l.made = make(map[time.Duration]T)
+		}
+		l.made[lease] = of
 	}
 	return of, err
-}
-
-func (l *Leases[T]) set(lease time.Duration, of T) {
-	if l.made == nil {
-		l.made = make(map[time.Duration]T)
-	}
-	l.made[lease] = of
 }
 
 // Take returns all things, and forgets them.
