@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -72,8 +73,7 @@ func (x *exchange) fingerprint(r *http.Request) (sum [sha256.Size]byte, err erro
 // nothing is left of the body, the function gets the form that was parsed of it.
 func (x *exchange) ownFingerprint(body []byte, cut bool, form []byte) (sum [sha256.Size]byte) {
 	if form != nil && len(body) == 0 && !cut {
-		length := min(len(form), x.h.bufferLimit)
-		body, cut = form[:length:length], length < len(form)
+		body = slices.Clip(form) // All of it, which is in memory: its files come last.
 	}
 	parts := append(appendText(nil, x.key), 0)
 	if cut {

@@ -26,6 +26,7 @@ func TestFormParsedOutside(t *testing.T) {
 	renamed := multipartRequest("k", "x", strings.Replace(multipartBody("x", "10", "file"), "a.txt", "b.txt", 1))
 	ignoring := idempotency.WithFingerprint(func(r *http.Request, body []byte) []byte { return []byte(r.FormValue("amount")) })
 	ofBody := idempotency.WithFingerprint(func(r *http.Request, body []byte) []byte { return body })
+	asJSONText := idempotency.WithFingerprint(idempotency.JSONFingerprint())
 	tests := map[string]struct {
 		first, second *http.Request
 		opts          []idempotency.Option
@@ -47,6 +48,11 @@ func TestFormParsedOutside(t *testing.T) {
 		"own fingerprint over the body": {form("amount=10"), form("amount=9999"), with(ofBody), false},
 		"own, over another file":        {file("10", "file"), file("10", "FILE"), with(ofBody), false},
 		"own, over the same file":       {file("10", "file"), file("10", "file"), with(ofBody), true},
+		"own, over the limit":           {form("amount=10&a=1"), form("amount=10&a=2"), with(ofBody, limit(10)), false},
+		"own, ignored over the limit":   {form("amount=10&a=1"), form("amount=10&a=2"), with(ignoring, limit(10)), true},
+		"own, a file over the limit":    {file("10", "file"), file("10", "FILE"), with(ofBody, limit(10)), false},
+		"as JSON, another boundary":     {file("10", "file"), multipartRequest("k", "other", multipartBody("other", "10", "file")), with(asJSONText), true},
+		"as JSON, another file":         {file("10", "file"), file("10", "FILE"), with(asJSONText, limit(10)), false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -99,7 +105,7 @@ func TestFingerprintFuncOfAParsedForm(t *testing.T) {
 		require.NoError(t, r.ParseForm())
 		require.Equal(t, http.StatusCreated, send(h, r).Code)
 	}
-	require.Equal(t, []string{sent, sent, "a=1"}, bodies)
+	require.Equal(t, []string{sent, sent, sent}, bodies, "all of it: what was parsed is in memory")
 }
 
 // A body that is whole counts, also beside a form.

@@ -28,9 +28,9 @@ import (
 //
 // A body counts byte for byte if it is not JSON, has a name twice in one object, a lone
 // surrogate or invalid UTF-8, or is nested deeper than 1000. One that is longer than
-// [WithBufferLimit] counts by its first bytes and its declared length. To compare takes memory in proportion to the body's length, and hardly more time
-// than that: no number is expanded, and an exponent of more than 100 digits is compared by
-// them.
+// [WithBufferLimit] counts by its first bytes and its declared length. To compare takes
+// memory in proportion to the body's length, and hardly more time than that: no number is
+// expanded, and an exponent of more than 100 digits is compared by them.
 func JSONFingerprint(ignore ...string) func(r *http.Request, body []byte) []byte {
 	root := new(pointers)
 	for _, p := range ignore {
@@ -38,7 +38,8 @@ func JSONFingerprint(ignore ...string) func(r *http.Request, body []byte) []byte
 	}
 	return func(r *http.Request, body []byte) []byte {
 		parts := appendTarget(nil, r)
-		if isCut(r, body) {
+		isForm := len(r.PostForm) > 0 || r.MultipartForm != nil // Then body is not the request's.
+		if !isForm && isCut(r, body) {
 			parts = binary.BigEndian.AppendUint64(append(parts, 'C'), uint64(r.ContentLength))
 			return append(parts, body...)
 		}

@@ -98,8 +98,8 @@ func WithScope(f func(*http.Request) string) Option {
 // sent), the query and the body, byte for byte, but for the boundary of a multipart body.
 //
 // A form that middleware outside has parsed counts by its names and values, and by the
-// names, types and bytes of its files; f gets those as body, with the values as
-// [net/url.Values.Encode] has them.
+// names, types and bytes of its files; f gets all of those as body, with the values
+// as [net/url.Values.Encode] has them.
 //
 // Other middleware outside that reads a body must put it back whole, before this one. A
 // body that was not put back is refused with 500 if that can be noticed: it is shorter than

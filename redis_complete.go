@@ -3,7 +3,7 @@ package idempotency
 import (
 	"context"
 	"errors"
-	"runtime"
+	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,21 +23,44 @@ func (b *Redis) Complete(ctx context.Context, key Key, claim Claim, response []b
 	})
 }
 
-// persist sends what must not be lost by the client, and elsewhere if that gets no answer, or
-// none for some time.
+// persist sends what must not be lost by the client, and elsewhere too if that gets no answer,
+// or none for some time. It returns the first answer.
 func (b *Redis) persist(ctx context.Context, send func(context.Context, redis.UniversalClient) error) error {
-	defer runtime.KeepAlive(b) // As in Renew.
-	rescued := make(chan error, 1)
-	rescue := time.AfterFunc(hurry, func() { rescued <- b.sendElsewhere(ctx, send) })
-	err := send(ctx, b.client)
-	started := !rescue.Stop()
-	switch {
-	case !isOfConnection(err):
-		return err
-	case started:
-		return <-rescued
+	if ctx.Err() != nil {
+		return fmt.Errorf("idempotency: redis: %w", context.Cause(ctx))
 	}
-	return b.sendElsewhere(ctx, send)
+	byClient := make(chan error, 1)
+	go func() { byClient <- guard(func() error { return send(ctx, b.client) }) }()
+	late := time.NewTimer(hurry)
+	defer late.Stop()
+	select {
+	case err := <-byClient:
+		if !isOfConnection(err) {
+			return err
+		}
+		byClient = nil
+	case <-late.C:
+	case <-ctx.Done():
+		return fmt.Errorf("idempotency: redis: %w", context.Cause(ctx))
+	}
+	elsewhere := make(chan error, 1)
+	go func() { elsewhere <- guard(func() error { return b.sendElsewhere(ctx, send) }) }()
+	for {
+		select {
+		case err := <-byClient:
+			if !isOfConnection(err) || elsewhere == nil {
+				return err
+			}
+			byClient = nil
+		case err := <-elsewhere:
+			if !isOfConnection(err) || byClient == nil {
+				return err
+			}
+			elsewhere = nil
+		case <-ctx.Done():
+			return fmt.Errorf("idempotency: redis: %w", context.Cause(ctx))
+		}
+	}
 }
 
 // sendElsewhere sends over connections that are like those of renewals, and do not hold those

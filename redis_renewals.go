@@ -40,13 +40,7 @@ type redisRenewals struct {
 	client redis.UniversalClient
 
 	mu     sync.Mutex
-	queues map[string]*redisQueue // by the address of their server
-}
-
-// redisQueue is of the renewals that go to one server.
-type redisQueue struct {
-	*batch.Queue[redisRenewal]
-	byClient batch.Other // the client itself, if there is no connection to be had
+	queues map[string]*batch.Ways[redisRenewal] // by the address of their server
 }
 
 // redisRenewal is a renewal without progress, which most are.
@@ -69,18 +63,17 @@ func (b *Redis) Renew(ctx context.Context, key Key, claim Claim, terms Terms, pr
 			return b.update(ctx, client, renewScript, key, claim, encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), progress)
 		})
 	}
-	queue := renewals.queueOf(server, terms.Lease)
-	err := queue.Do(ctx, redisRenewal{key, claim, terms}, func(ctx context.Context, due []redisRenewal) []error {
-		own := func() []error {
-			errs := b.renewBatch(ctx, server, due, renewScript.byHash)
-			if slices.ContainsFunc(errs, notRenewed) {
-				renewals.learn(ctx)
-			}
-			return errs
+	own := func(ctx context.Context, due []redisRenewal) []error {
+		errs := b.renewBatch(ctx, server, due, renewScript.byHash)
+		if slices.ContainsFunc(errs, notRenewed) {
+			renewals.learn(ctx)
 		}
-		byClient := func() []error { return b.renewBatch(ctx, b.client, due, onlyIfThere) }
-		return queue.byClient.Send(ctx, terms.Lease, own, byClient, notRenewed)
-	})
+		return errs
+	}
+	byClient := func(ctx context.Context, due []redisRenewal) []error {
+		return b.renewBatch(ctx, b.client, due, onlyIfThere)
+	}
+	err := renewals.queueOf(server, terms.Lease).Do(ctx, redisRenewal{key, claim, terms}, own, byClient, notRenewed)
 	switch {
 	case isNoScript(err):
 		reply, err := process(ctx, server, renewScript.byText(b.name(key), encodeClaim(claim, terms.Trace), milliseconds(terms.Lease), ""))
@@ -127,12 +120,12 @@ func (r *redisRenewals) learn(ctx context.Context) {
 	}
 }
 
-func (r *redisRenewals) queueOf(server *redis.Client, lease time.Duration) *redisQueue {
+func (r *redisRenewals) queueOf(server *redis.Client, lease time.Duration) *batch.Ways[redisRenewal] {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	addr := server.Options().Addr
 	if r.queues[addr] == nil {
-		r.queues[addr] = &redisQueue{Queue: batch.New[redisRenewal](lease)}
+		r.queues[addr] = batch.NewWays[redisRenewal](lease)
 	}
 	return r.queues[addr]
 }
@@ -191,8 +184,8 @@ func setForRenewals(o *redis.Options, lease time.Duration) {
 	o.ConnMaxIdleTime = mostIdle
 	if lease != ofPersist {
 		o.ConnMaxIdleTime = min(lease/10, mostIdle)
+		o.DialTimeout = min(o.DialTimeout, batch.Time(lease))
 	}
-	o.DialTimeout = min(o.DialTimeout, batch.Time(lease))
 	if o.Dialer == nil {
 		o.Dialer = redis.NewDialer(o)
 	}
@@ -284,7 +277,7 @@ func (b *Redis) renewalsOf(lease time.Duration) *redisRenewals {
 		if close != nil {
 			runtime.AddCleanup(b, func(close func() error) { _ = close() }, close)
 		}
-		renewals := &redisRenewals{client: client, queues: make(map[string]*redisQueue)}
+		renewals := &redisRenewals{client: client, queues: make(map[string]*batch.Ways[redisRenewal])}
 		renewals.learn(context.Background())
 		return renewals, nil
 	})

@@ -24,6 +24,7 @@ type switchedDialer struct {
 	stale           atomic.Bool // The connections that there were are silent.
 	dialed, open    atomic.Int32
 	hold            chan struct{} // what a connection waits for; nil is nothing
+	takes           atomic.Int64  // how long a connection takes, in nanoseconds
 }
 
 var errRefused = errors.New("the switch is off")
@@ -40,6 +41,11 @@ func (d *switchedDialer) dial(ctx context.Context, network, addr string) (net.Co
 	d.open.Add(1)
 	if d.hold != nil {
 		<-d.hold
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Duration(d.takes.Load())):
 	}
 	return &switchedConn{Conn: conn, dialer: d, silent: d.silent.Load(), old: !d.stale.Load()}, nil
 }
@@ -229,17 +235,19 @@ func TestRedisRenewalsHeedTheirContext(t *testing.T) {
 
 // A response is stored although the client's connections have fallen silent.
 func TestRedisCompleteWhileTheClientIsSilent(t *testing.T) {
-	t.Parallel() // It waits for go-redis's time-out of five seconds.
+	t.Parallel() // It waits for some seconds.
 	dialer := &switchedDialer{}
 	server := miniredis.RunT(t)
-	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial, ReadTimeout: time.Hour})
 	defer client.Close()
 	another := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	defer another.Close()
 	b := idempotency.NewRedis(client)
 	require.NoError(t, renewed(t, b, time.Hour)(t.Context()))
 	dialer.stale.Store(true)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	dialer.takes.Store(int64(700 * time.Millisecond)) // longer than the first try
+	require.NoError(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), traced(time.Hour, time.Hour), []byte("progress")))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	require.NoError(t, b.Complete(ctx, keyOf("k"), claimOf("mine"), []byte("response"), time.Hour))
 	rec, _, ok, err := idempotency.NewRedis(another).Lookup(t.Context(), keyOf("k"))
@@ -266,6 +274,27 @@ func TestRedisCompleteAfterManyRefusals(t *testing.T) {
 	require.NoError(t, complete())
 	require.NoError(t, complete(), "it is stored already")
 	require.ErrorIs(t, b.Complete(t.Context(), keyOf("k"), claimOf("another"), []byte("response"), time.Hour), idempotency.ErrClaimLost)
+}
+
+// A panic of what the client calls is an error, and does not end the process.
+func TestRedisClientThatPanics(t *testing.T) {
+	dialer, server := &switchedDialer{}, miniredis.RunT(t)
+	var panics atomic.Bool
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: dialer.dial, ConnMaxIdleTime: time.Nanosecond,
+		OnConnect: func(context.Context, *redis.Conn) error {
+			if panics.Load() {
+				panic("boom")
+			}
+			return nil
+		}})
+	defer client.Close()
+	b := idempotency.NewRedis(client)
+	mustClaim(t, b, keyOf("k"), claimOf("mine"), traced(time.Second, time.Hour))
+	panics.Store(true)
+	for _, progress := range [][]byte{nil, []byte("progress")} {
+		require.ErrorContains(t, b.Renew(t.Context(), keyOf("k"), claimOf("mine"), traced(time.Second, time.Hour), progress), "boom")
+	}
+	require.ErrorContains(t, b.Complete(t.Context(), keyOf("k"), claimOf("mine"), nil, time.Hour), "boom")
 }
 
 // A Complete that hangs takes no connection from renewals: its own are others.

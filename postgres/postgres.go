@@ -123,10 +123,7 @@ const (
 // renewals renews the claims with one lease.
 type renewals struct {
 	pool *pgxpool.Pool // connections that only these renewals use
-	due  *batch.Queue[renewal]
-	// The backend's pool serves renewals if there is no connection to be had for them, and
-	// those with progress apart.
-	byPool, stepsByPool batch.Other
+	due  *batch.Ways[renewal]
 }
 
 // renewalsOf returns what renews the claims with a lease.
@@ -145,7 +142,7 @@ func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
 			*connect = mostConnecting
 		}
 		pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
-		return &renewals{pool: pool, due: batch.New[renewal](lease)}, err
+		return &renewals{pool: pool, due: batch.NewWays[renewal](lease)}, err
 	})
 }
 

@@ -40,24 +40,27 @@ func (b *Backend) Renew(ctx context.Context, key idempotency.Key, claim idempote
 func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, progress []byte) error {
 	if progress == nil {
 		err := again(ctx, func() error {
-			return renewals.due.Do(ctx, r, func(ctx context.Context, due []renewal) []error {
-				return renewals.byPool.Send(ctx, r.terms.Lease,
-					func() []error { return b.renewBatch(ctx, renewals.pool, due) },
-					func() []error { return b.renewBatch(ctx, b.pool, due) }, failed)
-			})
+			own := func(ctx context.Context, due []renewal) []error { return b.renewBatch(ctx, renewals.pool, due) }
+			byPool := func(ctx context.Context, due []renewal) []error { return b.renewBatch(ctx, b.pool, due) }
+			return renewals.due.Do(ctx, r, own, byPool, failed)
 		})
 		if !errors.Is(err, errGone) {
 			return err
 		}
 	}
-	ctx, end := context.WithTimeout(ctx, batch.Time(r.terms.Lease))
-	defer end()
-	by := func(pool *pgxpool.Pool) func() []error {
-		return func() []error {
-			return []error{b.put(ctx, pool, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)}
-		}
+	put := func(ctx context.Context, db querier) error {
+		return b.put(ctx, db, b.sql.renew, r.key, r.claim, microseconds(r.terms.Lease), traceOf(r.terms.Trace), progress)
 	}
-	return renewals.stepsByPool.Send(ctx, r.terms.Lease, by(renewals.pool), by(b.pool), failed)[0]
+	try, end := context.WithTimeout(ctx, batch.Time(r.terms.Lease))
+	defer end()
+	soon, stop := context.WithTimeout(try, batch.Time(r.terms.Lease)/2)
+	conn, err := renewals.pool.Acquire(soon)
+	stop()
+	if err != nil {
+		return put(ctx, b.pool)
+	}
+	defer conn.Release()
+	return put(try, conn)
 }
 
 // failed reports whether a renewal may succeed over other connections.

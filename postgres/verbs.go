@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/idempotency-go/idempotency"
 )
@@ -83,15 +82,20 @@ func (b *Backend) Release(ctx context.Context, key idempotency.Key, claim idempo
 	return err
 }
 
+// querier is a pool, or one of its connections.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // put runs a statement that takes effect if the key holds this very claim, or
 // nothing.
-func (b *Backend) put(ctx context.Context, pool *pgxpool.Pool, sql string, key idempotency.Key, claim idempotency.Claim, args ...any) error {
+func (b *Backend) put(ctx context.Context, db querier, sql string, key idempotency.Key, claim idempotency.Claim, args ...any) error {
 	args = append([]any{key[:], claim.Token.String(), claim.Fingerprint[:]}, args...)
 	return again(ctx, func() error {
 		var written bool
 		var holder *[16]byte
 		var state *int16
-		err := pool.QueryRow(ctx, sql, args...).Scan(&written, &holder, &state)
+		err := db.QueryRow(ctx, sql, args...).Scan(&written, &holder, &state)
 		switch {
 		case err != nil || written:
 			return err

@@ -13,6 +13,9 @@ import (
 // Tries is how many renewals of a claim are sent in a lease if none succeeds.
 const Tries = 40
 
+// sharedTime bounds a batch over connections that others use: it may have to wait for one.
+const sharedTime = 5 * time.Second
+
 // Time bounds a batch of renewals, and any other try to renew a claim.
 func Time(lease time.Duration) time.Duration {
 	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
@@ -30,11 +33,12 @@ func patience(lease, left time.Duration) time.Duration {
 // is under way go with the next, each once. One batch is under way at once, and another beside each that
 // hangs. It is safe for concurrent use.
 type Queue[Call comparable] struct {
-	lease time.Duration
-	mu    sync.Mutex
-	next  *batch[Call] // nil unless calls wait
-	sent  *batch[Call] // what is under way, and holds up the next; nil if nothing does
-	since time.Time    // when the first batch began of those that none has succeeded after; zero if the last has
+	lease  time.Duration
+	shared bool // What calls use is not theirs alone: see [Ways].
+	mu     sync.Mutex
+	next   *batch[Call] // nil unless calls wait
+	sent   *batch[Call] // what is under way, and holds up the next; nil if nothing does
+	since  time.Time    // when the first batch began of those that none has succeeded after; zero if the last has
 }
 
 // batch is calls that are sent together.
@@ -95,11 +99,15 @@ func (q *Queue[Call]) begin() {
 	if time.Since(q.since) >= q.lease {
 		q.since = time.Now()
 	}
-	b.hangs = time.AfterFunc(patience(q.lease, q.lease-time.Since(q.since)), func() { q.end(b) })
+	hold, bound := patience(q.lease, q.lease-time.Since(q.since)), Time(q.lease)
+	if q.shared {
+		hold, bound = bound, sharedTime
+	}
+	b.hangs = time.AfterFunc(hold, func() { q.end(b) })
 	go func() {
 		defer close(b.done)
 		defer q.end(b)
-		b.run(Time(q.lease))
+		b.run(bound)
 		if slices.Contains(b.errs, nil) {
 			q.succeed()
 		}
