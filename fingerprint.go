@@ -69,19 +69,31 @@ func (x *exchange) fingerprint(r *http.Request) (sum [sha256.Size]byte, err erro
 	return sum, nil
 }
 
-// ownFingerprint returns a fingerprint over what the user's function returns. Where
-// nothing is left of the body, the function gets the form that was parsed of it.
+// ownFingerprint returns a fingerprint over what the user's function returns. If a form that
+// middleware outside has parsed is not in the body, the function gets it in place of that: all
+// of it, since it is in memory, and its files come last. If that cannot be known, the form
+// counts besides.
 func (x *exchange) ownFingerprint(body []byte, cut bool, form []byte) (sum [sha256.Size]byte) {
-	if form != nil && len(body) == 0 && !cut {
-		body = slices.Clip(form) // All of it, which is in memory: its files come last.
-	}
-	parts := append(appendText(nil, x.key), 0)
+	declared := x.body.request.ContentLength
+	parts, kind := appendText(nil, x.key), byte(0)
 	if cut {
-		parts[len(parts)-1] = bodyCut
+		kind |= bodyCut
+	}
+	switch length := int64(len(body)); {
+	case form == nil || !cut && length == declared: // It is the request's own.
+	case !cut && (length == 0 || length < declared): // What is left of it stood behind the form.
+		body, declared = slices.Clip(form), int64(len(form))
+	default:
+		kind |= bodyParsed
+		whole := sha256.Sum256(form)
+		parts = append(parts, whole[:]...)
 	}
 	digest := sha256.New()
-	digest.Write(parts)
-	digest.Write(peek(&x.body, func(r *http.Request) []byte { return x.h.fingerprintFunc(r, body) }))
+	digest.Write(append(parts, kind))
+	digest.Write(peek(&x.body, func(r *http.Request) []byte {
+		r.ContentLength = declared
+		return x.h.fingerprintFunc(r, body)
+	}))
 	digest.Sum(sum[:0])
 	return sum
 }

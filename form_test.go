@@ -72,6 +72,62 @@ func TestFormParsedOutside(t *testing.T) {
 	}
 }
 
+// A form that was parsed outside counts for a function of WithFingerprint, whatever stands in
+// the body beside it: what came behind the form, or the body put back.
+func TestFingerprintFuncOfAFormBesideABody(t *testing.T) {
+	behind := func(r *http.Request) {
+		require.NoError(t, r.ParseMultipartForm(1<<20))
+		r.Body = io.NopCloser(strings.NewReader("\r\n"))
+	}
+	putBack := func(r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		require.NoError(t, err)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.FormValue("amount")
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	file := func(amount string) *http.Request {
+		return multipartRequest("k", "x", multipartBody("x", amount, "file"))
+	}
+	form := func(amount string) *http.Request { return formRequest("k", "a=1234567890&amount="+amount) }
+	chunks := func(r *http.Request) *http.Request {
+		r.ContentLength = -1
+		return r
+	}
+	for name, f := range map[string]func(*http.Request, []byte) []byte{
+		"the body": func(_ *http.Request, body []byte) []byte { return body }, "as JSON": idempotency.JSONFingerprint(),
+	} {
+		for _, tt := range []struct {
+			name          string
+			outside       func(*http.Request)
+			first, second *http.Request
+			same          bool
+		}{
+			{"behind, the same", behind, file("10"), file("10"), true},
+			{"behind, another", behind, file("10"), file("99"), false},
+			{"behind, in chunks, another", behind, chunks(file("10")), chunks(file("99")), false},
+			{"put back, the same", putBack, form("10"), form("10"), true},
+			{"put back, another", putBack, form("10"), form("99"), false},
+			{"put back, in chunks, another", putBack, chunks(form("10")), chunks(form("99")), false},
+		} {
+			t.Run(name+", "+tt.name, func(t *testing.T) {
+				h := idempotency.New(idempotency.NewMemory(), limit(10), idempotency.WithFingerprint(f))(script{asJSON, says("1")})
+				outside := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					tt.outside(r)
+					h.ServeHTTP(w, r)
+				})
+				require.Equal(t, "1", send(outside, tt.first).Body.String())
+				w := send(outside, tt.second)
+				if tt.same {
+					require.Equal(t, "true", w.Header().Get("Idempotent-Replayed"))
+				} else {
+					requireProblem(t, w, http.StatusUnprocessableEntity, "ErrKeyReused")
+				}
+			})
+		}
+	}
+}
+
 // A handler may read what is left of a body beside its form: nothing, which is no fault.
 func TestRestOfAParsedForm(t *testing.T) {
 	for name, opts := range map[string][]idempotency.Option{"compared": nil, "not compared": with(idempotency.WithFingerprint(nil))} {

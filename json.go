@@ -38,8 +38,7 @@ func JSONFingerprint(ignore ...string) func(r *http.Request, body []byte) []byte
 	}
 	return func(r *http.Request, body []byte) []byte {
 		parts := appendTarget(nil, r)
-		isForm := len(r.PostForm) > 0 || r.MultipartForm != nil // Then body is not the request's.
-		if !isForm && isCut(r, body) {
+		if isCut(r, body) {
 			parts = binary.BigEndian.AppendUint64(append(parts, 'C'), uint64(r.ContentLength))
 			return append(parts, body...)
 		}

@@ -90,6 +90,9 @@ func (l *renewal) end(sent time.Time, err error, lease time.Duration) (first boo
 		return first
 	}
 	l.failing = false
+	if time.Since(sent) > batch.Time(lease)/2 {
+		l.unknown = time.Now() // It was sent by two ways, and may land a second time.
+	}
 	if !l.stopped {
 		next := sent.Add(lease / renewals)
 		if soonest := l.tried.Add(lease / tries); next.Before(soonest) {

@@ -456,3 +456,26 @@ func TestRenewalThatHeedsNoContext(t *testing.T) {
 		require.EqualValues(t, 2, backend.releases.Load())
 	})
 }
+
+// A renewal that took long may have been sent by two ways. If one of them lands late, after the
+// claim was released, it would hold the key: the claim is released again.
+func TestClaimOfASlowRenewalIsReleasedAgain(t *testing.T) {
+	for took, releases := range map[time.Duration]int32{400 * time.Millisecond: 1, 600 * time.Millisecond: 2} {
+		synctest.Test(t, func(t *testing.T) {
+			backend := newCounted(never)
+			renew := backend.renew
+			backend.renew = func(ctx context.Context, key idempotency.Key, claim idempotency.Claim, terms idempotency.Terms, progress []byte) error {
+				time.Sleep(took)
+				return renew(ctx, key, claim, terms, progress)
+			}
+			h := idempotency.New(backend, idempotency.WithLease(3*time.Second), quiet)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(took + 160*time.Millisecond) // The first renewal has ended.
+				idempotency.NoStore(r.Context())
+			}))
+			send(h, request("k", "b"))
+			require.EqualValues(t, 1, backend.releases.Load())
+			time.Sleep(time.Minute)
+			require.Equal(t, releases, backend.releases.Load(), "%v", took)
+		})
+	}
+}

@@ -205,8 +205,9 @@ func (x *run) keep(s *step) error {
 		if progress == nil {
 			return err
 		}
+		begun := time.Now()
 		err = x.h.backend.Renew(ctx, x.storageKey, x.claim, x.h.terms, x.sealed(sealedProgress, progress))
-		l.sent(count, err)
+		l.sent(count, time.Since(begun), err)
 		if errors.Is(err, ErrClaimLost) {
 			x.renewal.stop()
 			x.lose(ErrClaimLost)
@@ -237,13 +238,14 @@ func (l *steps) next(s *step) (progress []byte, count int, err error) {
 }
 
 // sent notes what became of a Renew with the results of the first steps.
-func (l *steps) sent(count int, err error) {
+func (l *steps) sent(count int, took time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case err == nil:
+	if err == nil {
 		l.kept = count
-	case !errors.Is(err, ErrClaimLost):
+	}
+	// If it took long it was sent by two ways, and may land a second time.
+	if err != nil && !errors.Is(err, ErrClaimLost) || took >= callTime/2 {
 		l.unknown = time.Now()
 	}
 }
