@@ -77,7 +77,7 @@ func TestFormParsedOutside(t *testing.T) {
 func TestFingerprintFuncOfAFormBesideABody(t *testing.T) {
 	behind := func(r *http.Request) {
 		require.NoError(t, r.ParseMultipartForm(1<<20))
-		r.Body = io.NopCloser(strings.NewReader("\r\n"))
+		r.Body = io.NopCloser(strings.NewReader(r.Header.Get("Behind")))
 	}
 	putBack := func(r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -86,8 +86,11 @@ func TestFingerprintFuncOfAFormBesideABody(t *testing.T) {
 		r.FormValue("amount")
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
+	alone := multipartRequest("k", "x", multipartBody("x", "10", "file"))
 	file := func(amount string) *http.Request {
-		return multipartRequest("k", "x", multipartBody("x", amount, "file"))
+		r := multipartRequest("k", "x", multipartBody("x", amount, "file"))
+		r.Header.Set("Behind", "\r\n")
+		return r
 	}
 	form := func(amount string) *http.Request { return formRequest("k", "a=1234567890&amount="+amount) }
 	chunks := func(r *http.Request) *http.Request {
@@ -104,6 +107,7 @@ func TestFingerprintFuncOfAFormBesideABody(t *testing.T) {
 			same          bool
 		}{
 			{"behind, the same", behind, file("10"), file("10"), true},
+			{"behind one of them, the same", behind, alone, file("10"), true},
 			{"behind, another", behind, file("10"), file("99"), false},
 			{"behind, in chunks, another", behind, chunks(file("10")), chunks(file("99")), false},
 			{"put back, the same", putBack, form("10"), form("10"), true},

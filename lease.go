@@ -90,7 +90,7 @@ func (l *renewal) end(sent time.Time, err error, lease time.Duration) (first boo
 		return first
 	}
 	l.failing = false
-	if time.Since(sent) > batch.Time(lease)/2 {
+	if time.Since(sent) > batch.Late(lease) {
 		l.unknown = time.Now() // It was sent by two ways, and may land a second time.
 	}
 	if !l.stopped {

@@ -53,7 +53,7 @@ func (b *Backend) tryRenew(ctx context.Context, renewals *renewals, r renewal, p
 	}
 	try, end := context.WithTimeout(ctx, batch.Time(r.terms.Lease))
 	defer end()
-	soon, stop := context.WithTimeout(try, batch.Time(r.terms.Lease)/2)
+	soon, stop := context.WithTimeout(try, batch.Late(r.terms.Lease))
 	conn, err := renewals.pool.Acquire(soon)
 	stop()
 	if err != nil {

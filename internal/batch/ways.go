@@ -21,14 +21,18 @@ func NewWays[Call comparable](lease time.Duration) *Ways[Call] {
 	return &Ways[Call]{New[Call](lease), other, lease}
 }
 
-// Do sends a call with a batch, as [Queue.Do] does. If it fails, or takes longer than half of
-// [Time], it is sent by the other way too. Do returns the first answer that is no failure.
+// Late is how long a call may take by its own way before it is sent by the other too. It may
+// then take effect twice.
+func Late(lease time.Duration) time.Duration { return max(Time(lease)/2, 500*time.Millisecond) }
+
+// Do sends a call with a batch, as [Queue.Do] does. If it fails, or is [Late], it is sent by
+// the other way too. Do returns the first answer that is no failure.
 func (w *Ways[Call]) Do(ctx context.Context, call Call, own, other func(context.Context, []Call) []error, failed func(error) bool) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	first, i := w.own.add(ctx, call, own)
-	late := time.NewTimer(Time(w.lease) / 2)
+	late := time.NewTimer(Late(w.lease))
 	defer late.Stop()
 	select {
 	case <-first.done:

@@ -29,7 +29,7 @@ func takes(d time.Duration, err error) func(context.Context, []int) []error {
 
 func TestWays(t *testing.T) {
 	answer := errors.New("an answer")
-	half := Time(lease) / 2
+	half := Late(lease)
 	for _, test := range []struct {
 		name       string
 		own, other func(context.Context, []int) []error
