@@ -285,6 +285,12 @@ const mostDigits = 100
 
 // exponent returns the sum of an exponent as it is written, and of shift.
 func exponent(written string, shift int64) string {
+	if written == "" {
+		written = "0"
+	}
+	if n, err := strconv.ParseInt(written, 10, 64); err == nil && n>>62 == n>>63 {
+		return strconv.FormatInt(n+shift, 10)
+	}
 	sign, digits := "", strings.TrimPrefix(written, "+")
 	if without, negative := strings.CutPrefix(digits, "-"); negative {
 		sign, digits = "-", without
@@ -293,6 +299,6 @@ func exponent(written string, shift int64) string {
 	if len(digits) > mostDigits {
 		return fmt.Sprintf("%s%s+%d", sign, digits, shift)
 	}
-	n, _ := new(big.Int).SetString(sign+"0"+digits, 10) // It is valid.
+	n, _ := new(big.Int).SetString(sign+digits, 10) // It is valid.
 	return n.Add(n, big.NewInt(shift)).String()
 }

@@ -142,7 +142,7 @@ func (b *Backend) renewalsOf(lease time.Duration) (*renewals, error) {
 			*connect = mostConnecting
 		}
 		pool, err := pgxpool.NewWithConfig(context.Background(), config) // It makes no connection yet.
-		return &renewals{pool: pool, due: batch.NewWays[renewal](lease)}, err
+		return &renewals{pool, batch.NewWays[renewal](lease)}, err
 	})
 }
 

@@ -13,12 +13,13 @@ import (
 // Tries is how many renewals of a claim are sent in a lease if none succeeds.
 const Tries = 40
 
-// sharedTime bounds a batch over connections that others use: it may have to wait for one.
-const sharedTime = 5 * time.Second
+// mostTime bounds every batch. One over connections that others use has all of it: it may have
+// to wait for one.
+const mostTime = 5 * time.Second
 
 // Time bounds a batch of renewals, and any other try to renew a claim.
 func Time(lease time.Duration) time.Duration {
-	return min(max(lease/3, 500*time.Millisecond), 5*time.Second)
+	return min(max(lease/3, 500*time.Millisecond), mostTime)
 }
 
 // patience is how long a batch that is under way holds up the next, if so much of the lease
@@ -29,10 +30,10 @@ func patience(lease, left time.Duration) time.Duration {
 	return min(max(left/8, lease/Tries), time.Second)
 }
 
-// Queue sends the renewals of claims with one lease together: those that come while a batch
-// is under way go with the next, each once. One batch is under way at once, and another beside each that
-// hangs. It is safe for concurrent use.
-type Queue[Call comparable] struct {
+// queue sends the renewals of claims with one lease together: those that come while a batch
+// is under way go with the next, each once. One batch is under way at once, and another
+// beside each that hangs. It is safe for concurrent use.
+type queue[Call comparable] struct {
 	lease  time.Duration
 	shared bool // What calls use is not theirs alone: see [Ways].
 	mu     sync.Mutex
@@ -52,28 +53,11 @@ type batch[Call comparable] struct {
 	done  chan struct{} // closed once errs are there
 }
 
-// New returns a queue for renewals of claims with this lease.
-func New[Call comparable](lease time.Duration) *Queue[Call] { return &Queue[Call]{lease: lease} }
-
-// Do sends a call with a batch, and returns its error, or the cause of ctx if that ends
-// first. send gets the calls of a batch, and returns an error for each, in their order. A
-// batch is sent by its first call's send, under a context with that call's values that ends
-// after [Time], and not with ctx. A call that was given up is sent all the same.
-func (q *Queue[Call]) Do(ctx context.Context, call Call, send func(context.Context, []Call) []error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	mine, i := q.add(ctx, call, send)
-	select {
-	case <-mine.done:
-		return mine.errs[i]
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// add adds a call to the next batch. It returns the batch and the call's place in it.
-func (q *Queue[Call]) add(ctx context.Context, call Call, send func(context.Context, []Call) []error) (mine *batch[Call], i int) {
+// add adds a call to the next batch. It returns the batch and the call's place in it. send gets
+// the calls of a batch, and returns an error for each, in their order. A batch is sent by its
+// first call's send, under a context with that call's values that has a time of its own, and
+// does not end with ctx.
+func (q *queue[Call]) add(ctx context.Context, call Call, send func(context.Context, []Call) []error) (mine *batch[Call], i int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.next == nil {
@@ -93,7 +77,7 @@ func (q *Queue[Call]) add(ctx context.Context, call Call, send func(context.Cont
 }
 
 // begin sends the next batch. It is called with mu held, while nothing holds that up.
-func (q *Queue[Call]) begin() {
+func (q *queue[Call]) begin() {
 	b := q.next
 	q.next, q.sent = nil, b
 	if time.Since(q.since) >= q.lease {
@@ -101,7 +85,7 @@ func (q *Queue[Call]) begin() {
 	}
 	hold, bound := patience(q.lease, q.lease-time.Since(q.since)), Time(q.lease)
 	if q.shared {
-		hold, bound = bound, sharedTime
+		hold, bound = bound, mostTime
 	}
 	b.hangs = time.AfterFunc(hold, func() { q.end(b) })
 	go func() {
@@ -115,14 +99,14 @@ func (q *Queue[Call]) begin() {
 }
 
 // succeed notes that the store takes renewals.
-func (q *Queue[Call]) succeed() {
+func (q *queue[Call]) succeed() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.since = time.Time{}
 }
 
 // end lets the next batch go, if b still holds it up.
-func (q *Queue[Call]) end(b *batch[Call]) {
+func (q *queue[Call]) end(b *batch[Call]) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.sent != b {

@@ -40,11 +40,22 @@ func (s *store) taking(d time.Duration) func(context.Context, []int) []error {
 	}
 }
 
+// do sends a call, and returns its error, or the cause of ctx if that ends first.
+func (q *queue[Call]) do(ctx context.Context, call Call, send func(context.Context, []Call) []error) error {
+	mine, i := q.add(ctx, call, send)
+	select {
+	case <-mine.done:
+		return mine.errs[i]
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // begin sends a call, and returns once it is on its way, or waits. After it, its error
 // comes.
-func begin(ctx context.Context, q *Queue[int], call int, send func(context.Context, []int) []error) <-chan error {
+func begin(ctx context.Context, q *queue[int], call int, send func(context.Context, []int) []error) <-chan error {
 	err := make(chan error, 1)
-	go func() { err <- q.Do(ctx, call, send) }()
+	go func() { err <- q.do(ctx, call, send) }()
 	synctest.Wait()
 	return err
 }
@@ -52,7 +63,7 @@ func begin(ctx context.Context, q *Queue[int], call int, send func(context.Conte
 func TestQueue(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		run  func(t *testing.T, q *Queue[int], s *store)
+		run  func(t *testing.T, q *queue[int], s *store)
 	}{
 		{"what comes meanwhile goes with the next", goTogether},
 		{"what waits already goes once", once},
@@ -66,17 +77,17 @@ func TestQueue(t *testing.T) {
 		{"the less is left of the lease, the sooner another is sent beside those that hang", soonerAndSooner},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test.run(t, New[int](lease), new(store)) })
+			synctest.Test(t, func(t *testing.T) { test.run(t, &queue[int]{lease: lease}, new(store)) })
 		})
 	}
 }
 
-func goTogether(t *testing.T, q *Queue[int], s *store) {
+func goTogether(t *testing.T, q *queue[int], s *store) {
 	var all sync.WaitGroup
 	start := time.Now()
 	for call := range 100 {
 		all.Go(func() {
-			err := q.Do(t.Context(), call, s.taking(roundTrip))
+			err := q.do(t.Context(), call, s.taking(roundTrip))
 			if call%2 == 1 {
 				require.EqualError(t, err, fmt.Sprint("of ", call))
 			} else {
@@ -94,55 +105,56 @@ func goTogether(t *testing.T, q *Queue[int], s *store) {
 	require.Equal(t, 2*roundTrip, time.Since(start))
 }
 
-func once(t *testing.T, q *Queue[int], s *store) {
+func once(t *testing.T, q *queue[int], s *store) {
 	begin(t.Context(), q, 0, s.taking(roundTrip))
 	for _, call := range []int{2, 3, 2, 3} {
 		begin(t.Context(), q, call, s.taking(roundTrip))
 	}
-	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, [][]int{{0}, {2, 3}}, s.sent)
-	require.EqualError(t, q.Do(t.Context(), 3, s.taking(roundTrip)), "of 3")
+	require.EqualError(t, q.do(t.Context(), 3, s.taking(roundTrip)), "of 3")
 }
 
-func besideOneThatHangs(t *testing.T, q *Queue[int], s *store) {
+func besideOneThatHangs(t *testing.T, q *queue[int], s *store) {
 	ctx, give := context.WithCancelCause(t.Context())
 	start := time.Now()
 	end := start.Add(time.Hour)
 	hung := begin(ctx, q, 0, s.taking(time.Hour))
-	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, first+roundTrip, time.Since(start))
 	give(errors.New("given up"))
 	require.EqualError(t, <-hung, "given up")
 	start = time.Now()
-	require.NoError(t, q.Do(t.Context(), 4, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 4, s.taking(roundTrip)))
 	require.Equal(t, roundTrip, time.Since(start), "what hangs holds up one batch only")
 	require.Equal(t, [][]int{{0}, {2}, {4}}, s.sent)
 
 	time.Sleep(time.Until(end) - wait/4)
 	begin(t.Context(), q, 6, s.taking(wait/2))
 	start = time.Now()
-	require.NoError(t, q.Do(t.Context(), 8, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 8, s.taking(roundTrip)))
 	require.Equal(t, wait/2+roundTrip, time.Since(start), "the end of what has hung does not let the next go")
 }
 
-func givenUpIsSent(t *testing.T, q *Queue[int], s *store) {
+func givenUpIsSent(t *testing.T, q *queue[int], s *store) {
 	begin(t.Context(), q, 0, s.taking(roundTrip))
 	ctx, give := context.WithCancel(t.Context())
 	waits := begin(ctx, q, 2, s.taking(roundTrip))
 	give()
 	require.ErrorIs(t, <-waits, context.Canceled)
-	require.NoError(t, q.Do(t.Context(), 4, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 4, s.taking(roundTrip)))
 	require.Equal(t, [][]int{{0}, {2, 4}}, s.sent)
 }
 
-func givenUpBefore(t *testing.T, q *Queue[int], s *store) {
+func givenUpBefore(t *testing.T, _ *queue[int], s *store) {
 	ctx, give := context.WithCancelCause(t.Context())
 	give(errors.New("given up"))
-	require.EqualError(t, q.Do(ctx, 0, s.taking(roundTrip)), "given up")
+	w, send := NewWays[int](lease), s.taking(roundTrip)
+	require.EqualError(t, w.Do(ctx, 0, send, send, failed), "given up")
 	require.Empty(t, s.sent)
 }
 
-func contextOfABatch(t *testing.T, q *Queue[int], s *store) {
+func contextOfABatch(t *testing.T, q *queue[int], s *store) {
 	type value struct{}
 	ctx, give := context.WithCancel(context.WithValue(t.Context(), value{}, "of the first"))
 	start := time.Now()
@@ -164,22 +176,22 @@ func contextOfABatch(t *testing.T, q *Queue[int], s *store) {
 	}
 }
 
-func panicIsAnError(t *testing.T, q *Queue[int], _ *store) {
+func panicIsAnError(t *testing.T, q *queue[int], _ *store) {
 	for range 2 {
-		require.EqualError(t, q.Do(t.Context(), 0, func(context.Context, []int) []error { panic("boom") }), "panic: boom")
+		require.EqualError(t, q.do(t.Context(), 0, func(context.Context, []int) []error { panic("boom") }), "panic: boom")
 	}
 }
 
-func atMostASecond(t *testing.T, _ *Queue[int], s *store) {
-	q := New[int](time.Hour)
+func atMostASecond(t *testing.T, _ *queue[int], s *store) {
+	q := &queue[int]{lease: time.Hour}
 	begin(t.Context(), q, 0, s.taking(time.Hour))
 	start := time.Now()
-	require.NoError(t, q.Do(t.Context(), 2, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 2, s.taking(roundTrip)))
 	require.Equal(t, time.Second+roundTrip, time.Since(start))
 	time.Sleep(time.Hour)
 }
 
-func soonerAndSooner(t *testing.T, q *Queue[int], _ *store) {
+func soonerAndSooner(t *testing.T, q *queue[int], _ *store) {
 	var mu sync.Mutex
 	var begun []time.Duration
 	start := time.Now()
@@ -209,15 +221,15 @@ func soonerAndSooner(t *testing.T, q *Queue[int], _ *store) {
 	require.Equal(t, first, gap(i))
 }
 
-func successBegins(t *testing.T, q *Queue[int], s *store) {
+func successBegins(t *testing.T, q *queue[int], s *store) {
 	for range Tries * 3 / 4 { // Each hangs.
 		begin(t.Context(), q, 0, s.taking(lease))
 		time.Sleep(wait)
 	}
-	require.NoError(t, q.Do(t.Context(), 0, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 0, s.taking(roundTrip)))
 	begin(t.Context(), q, 0, s.taking(lease))
 	start := time.Now()
-	require.NoError(t, q.Do(t.Context(), 0, s.taking(roundTrip)))
+	require.NoError(t, q.do(t.Context(), 0, s.taking(roundTrip)))
 	require.Equal(t, first+roundTrip, time.Since(start))
 	time.Sleep(lease)
 }
